@@ -1,0 +1,1 @@
+//! Meaning of the block-quantised types: from bytes to `f32`.
