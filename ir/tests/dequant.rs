@@ -57,7 +57,8 @@ fn encoding_equals_the_oracle() {
 }
 
 /// The largest error of one round trip relative to the largest magnitude, per type: half a step
-/// of the numbers, and what rounding the scales of a k-quant adds.
+/// of the numbers, a whole one where they reach further down than up, and what rounding the
+/// scales of a k-quant adds.
 #[test]
 fn a_round_trip_stays_within_the_step() {
     let bounds = [
@@ -75,7 +76,7 @@ fn a_round_trip_stays_within_the_step() {
         (DType::Q3K, 0.28),
         (DType::Q4K, 0.09),
         (DType::Q5K, 0.05),
-        (DType::Q6K, 0.035),
+        (DType::Q6K, 0.045),
         (DType::Q8K, 0.005),
     ];
     for (dtype, bound) in bounds {
