@@ -119,10 +119,7 @@ impl DType {
 
     /// Whether the type is a plain integer type (`bool` is not).
     pub fn is_int(self) -> bool {
-        matches!(
-            self,
-            DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::U8 | DType::U32
-        )
+        matches!(self, DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::U8 | DType::U32)
     }
 
     /// Bytes of a row of `len` elements, or `None` when `len` is not a whole number of blocks or

@@ -1,6 +1,18 @@
 //! The SSA tensor IR of Aether.
 
+pub mod attr;
+pub mod dim;
 pub mod dtype;
+pub mod module;
+pub mod op;
 pub mod quant;
+pub mod tensor;
+pub mod types;
 
+pub use attr::{Attr, Attrs};
+pub use dim::{Bindings, Dim, Symbol, SymbolRange};
 pub use dtype::DType;
+pub use module::{Const, ConstData, Func, Inst, Module, Operand, Span, ValueId};
+pub use op::Op;
+pub use tensor::Tensor;
+pub use types::{Layout, Shape, TensorType};

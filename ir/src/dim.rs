@@ -1,0 +1,271 @@
+//! Dimensions: numbers, symbols with a declared range, and polynomials over them.
+//!
+//! A dimension is kept as a polynomial in canonical form (monomials sorted, equal ones merged,
+//! zero ones dropped), so two dimensions are equal exactly when they are equal for every value
+//! of their symbols. Concatenation adds dimensions, flattening multiplies them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Add, Mul, Sub};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// The name of a dimension that is known only when a function runs.
+pub type Symbol = Arc<str>;
+
+/// A dimension: the sum of `coefficient * product of symbols`.
+///
+/// The constant part is the monomial without symbols. Most dimensions are one number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Dim(Repr);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+enum Repr {
+    Const(i64),
+    Poly(BTreeMap<Vec<Symbol>, i64>),
+}
+
+/// The inclusive range a symbol is declared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SymbolRange {
+    pub min: u64,
+    pub max: u64,
+}
+
+/// Values of symbols for one run.
+pub type Bindings = IndexMap<Symbol, u64>;
+
+impl Dim {
+    /// A number.
+    pub fn new(n: u64) -> Self {
+        Dim(Repr::Const(i64::try_from(n).unwrap_or(i64::MAX)))
+    }
+
+    /// A symbol.
+    pub fn symbol(name: impl Into<Symbol>) -> Self {
+        Dim(Repr::Poly(BTreeMap::from([(vec![name.into()], 1)])))
+    }
+
+    /// The number, when no symbol takes part.
+    pub fn as_const(&self) -> Option<u64> {
+        match self.0 {
+            Repr::Const(n) => u64::try_from(n).ok(),
+            Repr::Poly(_) => None,
+        }
+    }
+
+    /// Whether this is the number `n`.
+    pub fn is(&self, n: u64) -> bool {
+        self.as_const() == Some(n)
+    }
+
+    /// Every symbol that occurs, in order, without repetition.
+    pub fn symbols(&self) -> Vec<Symbol> {
+        match &self.0 {
+            Repr::Const(_) => Vec::new(),
+            Repr::Poly(terms) => {
+                let mut all: Vec<Symbol> = terms.keys().flatten().cloned().collect();
+                all.sort();
+                all.dedup();
+                all
+            }
+        }
+    }
+
+    fn terms(&self) -> BTreeMap<Vec<Symbol>, i64> {
+        match &self.0 {
+            Repr::Const(n) => BTreeMap::from([(Vec::new(), *n)]),
+            Repr::Poly(terms) => terms.clone(),
+        }
+    }
+
+    fn from_terms(mut terms: BTreeMap<Vec<Symbol>, i64>) -> Self {
+        terms.retain(|_, c| *c != 0);
+        match terms.len() {
+            0 => Dim(Repr::Const(0)),
+            1 if terms.contains_key(&Vec::new() as &Vec<Symbol>) => {
+                Dim(Repr::Const(terms.into_values().next().unwrap_or(0)))
+            }
+            _ => Dim(Repr::Poly(terms)),
+        }
+    }
+
+    /// The value under `value_of`, or `None` when a symbol is unbound, the arithmetic overflows
+    /// or the result is negative.
+    pub fn eval(&self, mut value_of: impl FnMut(&str) -> Option<u64>) -> Option<u64> {
+        match &self.0 {
+            Repr::Const(n) => u64::try_from(*n).ok(),
+            Repr::Poly(terms) => {
+                let mut sum: i64 = 0;
+                for (symbols, coefficient) in terms {
+                    let mut product = *coefficient;
+                    for s in symbols {
+                        product = product.checked_mul(i64::try_from(value_of(s)?).ok()?)?;
+                    }
+                    sum = sum.checked_add(product)?;
+                }
+                u64::try_from(sum).ok()
+            }
+        }
+    }
+
+    /// An upper bound over the symbols' ranges: positive terms at their maximum, negative ones
+    /// at their minimum. `None` when a symbol is undeclared or the arithmetic overflows.
+    pub fn upper_bound(&self, ranges: &IndexMap<Symbol, SymbolRange>) -> Option<u64> {
+        match &self.0 {
+            Repr::Const(n) => u64::try_from(*n).ok(),
+            Repr::Poly(terms) => {
+                let mut sum: i64 = 0;
+                for (symbols, coefficient) in terms {
+                    let mut product = *coefficient;
+                    for s in symbols {
+                        let range = ranges.get(s)?;
+                        let bound = if *coefficient >= 0 { range.max } else { range.min };
+                        product = product.checked_mul(i64::try_from(bound).ok()?)?;
+                    }
+                    sum = sum.checked_add(product)?;
+                }
+                u64::try_from(sum.max(0)).ok()
+            }
+        }
+    }
+
+    /// The exact quotient, when `other` is a number that divides every coefficient, or when both
+    /// sides are equal.
+    pub fn exact_div(&self, other: &Dim) -> Option<Dim> {
+        if self == other {
+            return Some(Dim::new(1));
+        }
+        let d = i64::try_from(other.as_const()?).ok()?;
+        if d == 0 {
+            return None;
+        }
+        let mut terms = self.terms();
+        for c in terms.values_mut() {
+            if *c % d != 0 {
+                return None;
+            }
+            *c /= d;
+        }
+        Some(Dim::from_terms(terms))
+    }
+}
+
+impl From<u64> for Dim {
+    fn from(n: u64) -> Self {
+        Dim::new(n)
+    }
+}
+
+impl From<usize> for Dim {
+    fn from(n: usize) -> Self {
+        Dim::new(n as u64)
+    }
+}
+
+impl From<&str> for Dim {
+    fn from(name: &str) -> Self {
+        Dim::symbol(name)
+    }
+}
+
+impl Add for &Dim {
+    type Output = Dim;
+
+    fn add(self, other: &Dim) -> Dim {
+        let mut terms = self.terms();
+        for (symbols, c) in other.terms() {
+            let slot = terms.entry(symbols).or_insert(0);
+            *slot = slot.saturating_add(c);
+        }
+        Dim::from_terms(terms)
+    }
+}
+
+impl Sub for &Dim {
+    type Output = Dim;
+
+    fn sub(self, other: &Dim) -> Dim {
+        let minus_one = Dim(Repr::Const(-1));
+        self + &(&minus_one * other)
+    }
+}
+
+impl Mul for &Dim {
+    type Output = Dim;
+
+    fn mul(self, other: &Dim) -> Dim {
+        let mut terms = BTreeMap::new();
+        let right = other.terms();
+        for (a, ca) in self.terms() {
+            for (b, cb) in &right {
+                let mut symbols = a.clone();
+                symbols.extend(b.iter().cloned());
+                symbols.sort();
+                let slot: &mut i64 = terms.entry(symbols).or_insert(0);
+                *slot = slot.saturating_add(ca.saturating_mul(*cb));
+            }
+        }
+        Dim::from_terms(terms)
+    }
+}
+
+/// The expression without brackets: `8`, `s`, `s+p`, `2*s*t-1`.
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Repr::Const(n) => write!(f, "{n}"),
+            Repr::Poly(terms) => {
+                // Symbols first, the number last, as people write it.
+                let (number, symbolic): (Vec<_>, Vec<_>) =
+                    terms.iter().partition(|(symbols, _)| symbols.is_empty());
+                for (i, (symbols, c)) in symbolic.into_iter().chain(number).enumerate() {
+                    if *c < 0 {
+                        f.write_str("-")?;
+                    } else if i > 0 {
+                        f.write_str("+")?;
+                    }
+                    let magnitude = c.unsigned_abs();
+                    if symbols.is_empty() {
+                        write!(f, "{magnitude}")?;
+                        continue;
+                    }
+                    if magnitude != 1 {
+                        write!(f, "{magnitude}*")?;
+                    }
+                    f.write_str(&symbols.join("*"))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_form_decides_equality() {
+        let s = Dim::symbol("s");
+        let p = Dim::symbol("p");
+        assert_eq!(&s + &p, &p + &s);
+        assert_eq!(&(&s * &Dim::new(9)) * &Dim::new(64), &s * &Dim::new(576));
+        assert_eq!(&(&s + &p) - &p, s);
+        assert_eq!((&s - &s).as_const(), Some(0));
+        assert_eq!((&(&s + &p) - &Dim::new(1)).to_string(), "p+s-1");
+        assert_eq!((&(&s * &p) * &Dim::new(2)).to_string(), "2*p*s");
+    }
+
+    #[test]
+    fn bounds_and_values() {
+        let d = &Dim::symbol("s") - &Dim::new(1);
+        let ranges = IndexMap::from([(Symbol::from("s"), SymbolRange { min: 1, max: 512 })]);
+        assert_eq!(d.upper_bound(&ranges), Some(511));
+        assert_eq!(d.eval(|_| Some(1)), Some(0));
+        assert_eq!(d.eval(|_| Some(0)), None);
+        assert_eq!(Dim::symbol("t").upper_bound(&ranges), None);
+    }
+}
