@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Mul, Sub};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The name of a dimension that is known only when a function runs.
 pub type Symbol = Arc<str>;
@@ -18,10 +19,10 @@ pub type Symbol = Arc<str>;
 /// A dimension: the sum of `coefficient * product of symbols`.
 ///
 /// The constant part is the monomial without symbols. Most dimensions are one number.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dim(Repr);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Repr {
     Const(i64),
     Poly(BTreeMap<Vec<Symbol>, i64>),
@@ -243,6 +244,81 @@ impl fmt::Display for Dim {
     }
 }
 
+/// The text is no dimension.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no dimension: expected sums of products such as `s+p`, `2*s-1`")]
+pub struct ParseDimError(pub String);
+
+/// Reads what [`Display`](fmt::Display) writes: terms joined by `+` and `-`, factors by `*`.
+impl FromStr for Dim {
+    type Err = ParseDimError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || ParseDimError(text.to_owned());
+        let mut sum = BTreeMap::new();
+        let mut rest = text.trim();
+        let mut sign = 1;
+        if let Some(r) = rest.strip_prefix('-') {
+            (rest, sign) = (r, -1);
+        }
+        loop {
+            let end = rest.find(['+', '-']).unwrap_or(rest.len());
+            let mut coefficient: i64 = sign;
+            let mut symbols = Vec::new();
+            for factor in rest[..end].split('*').map(str::trim) {
+                if factor.starts_with(|c: char| c.is_ascii_digit()) {
+                    let n: i64 = factor.parse().map_err(|_| error())?;
+                    coefficient = coefficient.checked_mul(n).ok_or_else(error)?;
+                } else if is_symbol_name(factor) {
+                    symbols.push(Symbol::from(factor));
+                } else {
+                    return Err(error());
+                }
+            }
+            symbols.sort();
+            let slot: &mut i64 = sum.entry(symbols).or_insert(0);
+            *slot = slot.checked_add(coefficient).ok_or_else(error)?;
+            if end == rest.len() {
+                break;
+            }
+            sign = if rest.as_bytes()[end] == b'-' { -1 } else { 1 };
+            rest = &rest[end + 1..];
+        }
+        Ok(Dim::from_terms(sum))
+    }
+}
+
+/// Whether a text can name a symbol: a letter or `_`, then letters, digits and `_`.
+pub fn is_symbol_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// A number, or the expression as a string.
+impl Serialize for Dim {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.as_const() {
+            Some(n) => serializer.serialize_u64(n),
+            None => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Dim {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(n) => Ok(Dim::new(n)),
+            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +333,17 @@ mod tests {
         assert_eq!((&s - &s).as_const(), Some(0));
         assert_eq!((&(&s + &p) - &Dim::new(1)).to_string(), "p+s-1");
         assert_eq!((&(&s * &p) * &Dim::new(2)).to_string(), "2*p*s");
+    }
+
+    #[test]
+    fn text_round_trips() {
+        for text in ["s", "s+p", "2*s*t-1", "-s+7", "12"] {
+            let dim: Dim = text.parse().unwrap();
+            assert_eq!(dim.to_string().parse::<Dim>(), Ok(dim), "{text}");
+        }
+        for bad in ["", "s+", "s**2", "2s", "9999999999999999999", "a b"] {
+            assert!(bad.parse::<Dim>().is_err(), "{bad}");
+        }
     }
 
     #[test]
