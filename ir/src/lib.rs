@@ -1,15 +1,19 @@
 //! The SSA tensor IR of Aether.
 
 pub mod attr;
+pub mod builder;
 pub mod dim;
 pub mod dtype;
 pub mod module;
 pub mod op;
+pub mod plan;
 pub mod quant;
+pub mod target;
 pub mod tensor;
 pub mod types;
 
 pub use attr::{Attr, Attrs};
+pub use builder::{BuildError, FuncBuilder, donate};
 pub use dim::{Bindings, Dim, Symbol, SymbolRange};
 pub use dtype::DType;
 pub use module::{Const, ConstData, Func, Inst, Module, Operand, Span, ValueId};
