@@ -149,7 +149,11 @@ fn receive(
         partial.append(&buffer[..n])?;
         job.advanced(partial.len());
     }
-    Ok(())
+    // Where no length was stated, only the end of the body shows that this is all of it.
+    match body.read(&mut buffer[..1]) {
+        Ok(1..) => Err(wrong_size(job, url, partial.len() + 1)),
+        _ => Ok(()),
+    }
 }
 
 /// True for errors that pass by themselves. A name that is not found or a refused connection

@@ -220,7 +220,7 @@ impl Job<'_> {
     fn run(&mut self) -> Result<PathBuf, HubError> {
         let mut failures = Vec::new();
         for (index, source) in self.entry.sources.iter().enumerate() {
-            match self.from_source(source) {
+            match self.try_source(source) {
                 Ok(path) => return Ok(path),
                 Err(e) if e.is_final() => return Err(e),
                 Err(e) => {
@@ -241,7 +241,7 @@ impl Job<'_> {
     }
 
     /// Fetches from one source, checks and installs.
-    fn from_source(&mut self, source: &Source) -> Result<PathBuf, HubError> {
+    fn try_source(&mut self, source: &Source) -> Result<PathBuf, HubError> {
         let (key, parts) = match source {
             Source::HuggingFace { repo, revision, file } => {
                 (http::address(&self.options.endpoint, repo, revision, file), 0)
