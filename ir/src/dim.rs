@@ -62,6 +62,19 @@ impl Dim {
         self.as_const() == Some(n)
     }
 
+    /// Whether this is the symbol `name` alone. Allocates nothing.
+    pub fn is_symbol(&self, name: &str) -> bool {
+        match &self.0 {
+            Repr::Const(_) => false,
+            Repr::Poly(terms) => {
+                terms.len() == 1
+                    && terms.iter().all(|(symbols, c)| {
+                        *c == 1 && symbols.len() == 1 && &*symbols[0] == name
+                    })
+            }
+        }
+    }
+
     /// Every symbol that occurs, in order, without repetition.
     pub fn symbols(&self) -> Vec<Symbol> {
         match &self.0 {
