@@ -1,0 +1,188 @@
+//! SentencePiece BPE ("SPM"): neighbouring pieces are joined while their text is a token,
+//! the highest score first, the leftmost first among equals.
+//!
+//! Spaces are written U+2581. A character that is no token becomes its bytes' tokens
+//! `<0xNN>`, or the unknown token where those are missing.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::hash::IdTable;
+use super::vocab::{Arena, SpecialIds, VocabData, texts};
+
+/// How a space is written in a vocabulary.
+pub(super) const SPACE: &[u8] = "\u{2581}".as_bytes();
+
+const NONE: u32 = u32::MAX;
+
+/// The pieces of a vocabulary and their scores.
+#[derive(Debug)]
+pub(super) struct Spm {
+    texts: Arena,
+    table: IdTable,
+    /// Scores, as integers of the same order.
+    scores: Vec<u32>,
+    longest: usize,
+    /// The token of each byte, or the unknown token's.
+    bytes: Box<[u32; 256]>,
+}
+
+/// A stretch of the text, and the token it would be when joined with the next one.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    start: u32,
+    len: u32,
+    prev: u32,
+    next: u32,
+    /// Token of the stretch itself.
+    token: u32,
+    /// Token of the stretch joined with the next, and the length of both.
+    joined: u32,
+    joined_len: u32,
+}
+
+/// Order of merges: score, then the leftmost, and the length to tell an overtaken one.
+type Pair = (u32, Reverse<u32>, u32);
+
+impl Spm {
+    /// Takes the vocabulary; `table` finds tokens by their text.
+    pub(super) fn new(data: &VocabData, ids: &SpecialIds, table: IdTable) -> Self {
+        let texts = texts(data);
+        let find = |text: &[u8]| table.get(text, |id| texts.get(id));
+        let mut bytes = Box::new([NONE; 256]);
+        for byte in 0..=255u8 {
+            let name = format!("<0x{byte:02X}>");
+            let id = find(name.as_bytes()).or_else(|| find(&[byte])).or(ids.unk);
+            bytes[usize::from(byte)] = id.unwrap_or(NONE);
+        }
+        let scores = match &data.scores {
+            Some(scores) => scores[..data.tokens.len()].iter().map(|s| ordered(*s)).collect(),
+            None => vec![ordered(0.0); data.tokens.len()],
+        };
+        let longest = data.tokens.iter().map(|t| t.len()).max().unwrap_or(0);
+        Self { texts, table, scores, longest, bytes }
+    }
+
+    /// Appends the tokens of `text`, with a space before it if `prefix`. The caller has made
+    /// sure that three times the length fits in 32 bits.
+    pub(super) fn encode(&self, text: &[u8], prefix: bool, out: &mut Vec<u32>) {
+        let mut escaped = Vec::with_capacity(text.len() + text.len() / 2 + SPACE.len());
+        if prefix {
+            escaped.extend_from_slice(SPACE);
+        }
+        for byte in text {
+            match byte {
+                b' ' => escaped.extend_from_slice(SPACE),
+                _ => escaped.push(*byte),
+            }
+        }
+        let text = escaped.as_slice();
+        let mut nodes = self.characters(text);
+        let mut pairs = Vec::with_capacity(nodes.len());
+        for at in 0..nodes.len() as u32 {
+            pairs.extend(self.pair(text, &mut nodes, at));
+        }
+        let mut queue = BinaryHeap::from(pairs);
+        while let Some((_, Reverse(at), len)) = queue.pop() {
+            let left = nodes[at as usize];
+            // A stretch only grows, so an overtaken pair has another length.
+            if left.joined == NONE || left.joined_len != len {
+                continue;
+            }
+            let right = nodes[left.next as usize];
+            nodes[left.next as usize].joined = NONE;
+            let node = &mut nodes[at as usize];
+            (node.len, node.token, node.next) = (len, left.joined, right.next);
+            if right.next != NONE {
+                nodes[right.next as usize].prev = at;
+            }
+            if left.prev != NONE {
+                queue.extend(self.pair(text, &mut nodes, left.prev));
+            }
+            queue.extend(self.pair(text, &mut nodes, at));
+        }
+        let mut at = 0;
+        while let Some(node) = nodes.get(at as usize) {
+            if node.token != NONE {
+                out.push(node.token);
+            } else {
+                let bytes = &text[node.start as usize..(node.start + node.len) as usize];
+                let ids = bytes.iter().map(|b| self.bytes[usize::from(*b)]);
+                out.extend(ids.filter(|id| *id != NONE));
+            }
+            at = node.next;
+        }
+    }
+
+    /// One stretch per character, as the lead bytes say; the text need not be valid UTF-8.
+    fn characters(&self, text: &[u8]) -> Vec<Node> {
+        let mut nodes = Vec::with_capacity(text.len());
+        let mut start = 0;
+        while start < text.len() {
+            let len = match text[start] {
+                0xf0.. => 4,
+                0xe0.. => 3,
+                0xc0.. => 2,
+                _ => 1,
+            };
+            let len = len.min(text.len() - start);
+            let index = nodes.len() as u32;
+            nodes.push(Node {
+                start: start as u32,
+                len: len as u32,
+                prev: index.wrapping_sub(1),
+                next: index + 1,
+                token: self.find(&text[start..start + len]),
+                joined: NONE,
+                joined_len: 0,
+            });
+            start += len;
+        }
+        if let Some(last) = nodes.last_mut() {
+            last.next = NONE;
+        }
+        nodes
+    }
+
+    fn find(&self, text: &[u8]) -> u32 {
+        if text.len() > self.longest {
+            return NONE;
+        }
+        self.table.get(text, |id| self.texts.get(id)).unwrap_or(NONE)
+    }
+
+    /// Looks up the join of a stretch with the next, notes it, and returns it for the queue.
+    fn pair(&self, text: &[u8], nodes: &mut [Node], at: u32) -> Option<Pair> {
+        let node = nodes[at as usize];
+        let joined_len = node.len + nodes.get(node.next as usize).map_or(0, |next| next.len);
+        let joined = if node.next == NONE {
+            NONE
+        } else {
+            self.find(&text[node.start as usize..(node.start + joined_len) as usize])
+        };
+        let node = &mut nodes[at as usize];
+        (node.joined, node.joined_len) = (joined, joined_len);
+        (joined != NONE).then(|| (self.scores[joined as usize], Reverse(at), joined_len))
+    }
+}
+
+/// A number that orders as the score does; both zeros are equal.
+fn ordered(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits();
+    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ordered;
+
+    #[test]
+    fn scores_keep_their_order() {
+        let inf = f32::INFINITY;
+        let sorted = [-inf, f32::MIN, -2.0, -1.5, -1e-40, 0.0, 1e-40, 1.0, f32::MAX, inf];
+        for (a, b) in sorted.iter().zip(&sorted[1..]) {
+            assert!(ordered(*a) < ordered(*b), "{a} {b}");
+        }
+        assert_eq!(ordered(-0.0), ordered(0.0));
+    }
+}
