@@ -1,7 +1,13 @@
 //! Elementwise ops: one result element from one element of each operand.
+//!
+//! Meanings: floats are computed in f64 with `libm`, so that results are the same on every
+//! machine, and rounded once; integers are computed in i64 and wrap to their width.
+
+use ndarray::{ArrayD, Zip};
 
 use super::InferCtx;
 use crate::dtype::DType;
+use crate::tensor::{EvalCtx, EvalError, Evaluated, Tensor};
 use crate::types::{Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -111,224 +117,310 @@ pub fn infer_cast(ctx: &InferCtx) -> Types {
     Ok(vec![TensorType::with_shape(target.dtype, x.shape.clone())])
 }
 
-pub fn eval_neg(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn map_float(ctx: &EvalCtx, f: impl Fn(f64) -> f64) -> Evaluated {
+    let x = ctx.operands[0];
+    let mut values = x.to_f64_vec()?;
+    values.iter_mut().for_each(|v| *v = f(*v));
+    Ok(vec![Tensor::from_f64(x.dtype(), x.shape(), &values)?])
 }
 
-pub fn eval_abs(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn map(ctx: &EvalCtx, float: impl Fn(f64) -> f64, int: impl Fn(i64) -> i64) -> Evaluated {
+    let x = ctx.operands[0];
+    if x.dtype().is_float() {
+        return map_float(ctx, float);
+    }
+    let mut values = x.to_i64_vec()?;
+    values.iter_mut().for_each(|v| *v = int(*v));
+    Ok(vec![Tensor::from_i64(x.dtype(), x.shape(), &values)?])
 }
 
-pub fn eval_sign(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// `f` of every pair, both broadcast to the shape of the first result.
+fn pairs<A: Copy, B: Clone + Default>(
+    ctx: &EvalCtx,
+    read: impl Fn(&Tensor) -> Result<ArrayD<A>, EvalError>,
+    f: impl Fn(A, A) -> B,
+) -> Result<Vec<B>, EvalError> {
+    let (a, b) = (read(ctx.operands[0])?, read(ctx.operands[1])?);
+    let shape = ctx.results[0].shape.as_slice();
+    let (a, b) = (a.broadcast(shape), b.broadcast(shape));
+    let (Some(a), Some(b)) = (a, b) else {
+        return Err(EvalError(format!("the operands do not broadcast to {}", ctx.results[0])));
+    };
+    let numel = a.len();
+    let mut out = crate::tensor::reserve(numel)
+        .ok_or_else(|| EvalError(format!("no memory for {numel} elements")))?;
+    Zip::from(a).and(b).for_each(|x, y| out.push(f(*x, *y)));
+    Ok(out)
 }
 
-pub fn eval_exp(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn zip_float(ctx: &EvalCtx, f: impl Fn(f64, f64) -> f64) -> Evaluated {
+    let values = pairs(ctx, Tensor::to_array_f64, f)?;
+    let ty = &ctx.results[0];
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
 }
 
-pub fn eval_log(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn zip(ctx: &EvalCtx, float: impl Fn(f64, f64) -> f64, int: impl Fn(i64, i64) -> i64) -> Evaluated {
+    if ctx.operands[0].dtype().is_float() {
+        return zip_float(ctx, float);
+    }
+    let values = pairs(ctx, Tensor::to_array_i64, int)?;
+    let ty = &ctx.results[0];
+    Ok(vec![Tensor::from_i64(ty.dtype, &ty.shape, &values)?])
 }
 
-pub fn eval_sqrt(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn compare(
+    ctx: &EvalCtx,
+    float: impl Fn(f64, f64) -> bool,
+    int: impl Fn(i64, i64) -> bool,
+) -> Evaluated {
+    let values = if ctx.operands[0].dtype().is_float() {
+        pairs(ctx, Tensor::to_array_f64, |a, b| i64::from(float(a, b)))?
+    } else {
+        pairs(ctx, Tensor::to_array_i64, |a, b| i64::from(int(a, b)))?
+    };
+    Ok(vec![Tensor::from_i64(DType::Bool, &ctx.results[0].shape, &values)?])
 }
 
-pub fn eval_rsqrt(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The greater of two; NaN wins.
+pub fn max(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
-pub fn eval_sin(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The smaller of two; NaN wins.
+pub fn min(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a < b { a } else { b }
 }
 
-pub fn eval_cos(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// 1 / (1 + exp(-x)), exact at both ends.
+pub fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 {
+        1.0 / (1.0 + libm::exp(-x))
+    } else {
+        let e = libm::exp(x);
+        e / (1.0 + e)
+    }
 }
 
-pub fn eval_tanh(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// x * Phi(x).
+pub fn gelu(x: f64) -> f64 {
+    if x == f64::NEG_INFINITY {
+        return -0.0;
+    }
+    0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-pub fn eval_sigmoid(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written as x times a sigmoid so that nothing
+/// cancels on the negative side.
+pub fn gelu_tanh(x: f64) -> f64 {
+    if x == f64::NEG_INFINITY {
+        return -0.0;
+    }
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+    x * sigmoid(2.0 * inner)
 }
 
-pub fn eval_relu(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// x * sigmoid(x).
+pub fn silu(x: f64) -> f64 {
+    if x == f64::NEG_INFINITY { -0.0 } else { x * sigmoid(x) }
 }
 
-pub fn eval_gelu(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The gate of that name, as in the `act` attribute.
+pub fn activation(name: &str) -> Option<fn(f64) -> f64> {
+    match name {
+        "silu" => Some(silu),
+        "gelu" => Some(gelu),
+        "gelu_tanh" => Some(gelu_tanh),
+        _ => None,
+    }
 }
 
-pub fn eval_gelu_tanh(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn sign(x: f64) -> f64 {
+    if x == 0.0 || x.is_nan() { x } else { x.signum() }
 }
 
-pub fn eval_silu(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// -x.
+pub fn eval_neg(ctx: &EvalCtx) -> Evaluated {
+    map(ctx, |x| -x, i64::wrapping_neg)
 }
 
-pub fn eval_erf(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// |x|.
+pub fn eval_abs(ctx: &EvalCtx) -> Evaluated {
+    map(ctx, f64::abs, i64::wrapping_abs)
 }
 
-pub fn eval_floor(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// -1, 0 or 1; zeros keep their sign.
+pub fn eval_sign(ctx: &EvalCtx) -> Evaluated {
+    map(ctx, sign, i64::signum)
 }
 
-pub fn eval_ceil(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// max(x, 0); NaN stays.
+pub fn eval_relu(ctx: &EvalCtx) -> Evaluated {
+    map(ctx, |x| max(x, 0.0), |x| x.max(0))
 }
 
-pub fn eval_round(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Defines the meanings of unary float ops.
+macro_rules! unary_float {
+    ($($(#[$doc:meta])* $name:ident = $f:expr;)*) => {
+        $($(#[$doc])* pub fn $name(ctx: &EvalCtx) -> Evaluated {
+            map_float(ctx, $f)
+        })*
+    };
 }
 
-pub fn eval_not(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+unary_float! {
+    /// e to the power of x.
+    eval_exp = libm::exp;
+    /// Natural logarithm.
+    eval_log = libm::log;
+    /// Square root.
+    eval_sqrt = f64::sqrt;
+    /// One over the square root.
+    eval_rsqrt = |x| 1.0 / x.sqrt();
+    /// Sine of radians.
+    eval_sin = libm::sin;
+    /// Cosine of radians.
+    eval_cos = libm::cos;
+    /// Hyperbolic tangent.
+    eval_tanh = libm::tanh;
+    /// 1 / (1 + exp(-x)).
+    eval_sigmoid = sigmoid;
+    /// x * Phi(x).
+    eval_gelu = gelu;
+    /// The tanh approximation of gelu.
+    eval_gelu_tanh = gelu_tanh;
+    /// x * sigmoid(x).
+    eval_silu = silu;
+    /// The error function.
+    eval_erf = libm::erf;
+    /// Rounds down.
+    eval_floor = f64::floor;
+    /// Rounds up.
+    eval_ceil = f64::ceil;
+    /// Rounds to nearest, ties to even.
+    eval_round = f64::round_ties_even;
 }
 
-pub fn eval_add(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Logical not.
+pub fn eval_not(ctx: &EvalCtx) -> Evaluated {
+    map(ctx, |x| x, |x| 1 - x)
 }
 
-pub fn eval_sub(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Sum.
+pub fn eval_add(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, |a, b| a + b, i64::wrapping_add)
 }
 
-pub fn eval_mul(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Difference.
+pub fn eval_sub(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, |a, b| a - b, i64::wrapping_sub)
 }
 
-pub fn eval_div(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Product.
+pub fn eval_mul(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, |a, b| a * b, i64::wrapping_mul)
 }
 
-pub fn eval_pow(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Quotient. An integer zero divisor is an error if any element pair meets it.
+pub fn eval_div(ctx: &EvalCtx) -> Evaluated {
+    let met_zero = std::cell::Cell::new(false);
+    let result = zip(
+        ctx,
+        |a, b| a / b,
+        |a, b| {
+            met_zero.set(met_zero.get() || b == 0);
+            if b == 0 { 0 } else { a.wrapping_div(b) }
+        },
+    )?;
+    if met_zero.get() {
+        return Err(EvalError("integer division by zero".to_owned()));
+    }
+    Ok(result)
 }
 
-pub fn eval_max(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Power.
+pub fn eval_pow(ctx: &EvalCtx) -> Evaluated {
+    zip_float(ctx, libm::pow)
 }
 
-pub fn eval_min(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Greater of two.
+pub fn eval_max(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, max, i64::max)
 }
 
-pub fn eval_eq(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Smaller of two.
+pub fn eval_min(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, min, i64::min)
 }
 
-pub fn eval_ne(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Equal; NaN equals nothing.
+pub fn eval_eq(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a == b, |a, b| a == b)
 }
 
-pub fn eval_lt(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Not equal.
+pub fn eval_ne(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a != b, |a, b| a != b)
 }
 
-pub fn eval_le(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Less.
+pub fn eval_lt(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a < b, |a, b| a < b)
 }
 
-pub fn eval_gt(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Less or equal.
+pub fn eval_le(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a <= b, |a, b| a <= b)
 }
 
-pub fn eval_ge(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Greater.
+pub fn eval_gt(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a > b, |a, b| a > b)
 }
 
-pub fn eval_and(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Greater or equal.
+pub fn eval_ge(ctx: &EvalCtx) -> Evaluated {
+    compare(ctx, |a, b| a >= b, |a, b| a >= b)
 }
 
-pub fn eval_or(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Logical and.
+pub fn eval_and(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, |a, _| a, |a, b| a & b)
 }
 
-pub fn eval_select(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Logical or.
+pub fn eval_or(ctx: &EvalCtx) -> Evaluated {
+    zip(ctx, |a, _| a, |a, b| a | b)
 }
 
-pub fn eval_cast(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The second operand where the first holds, else the third, bit for bit.
+pub fn eval_select(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let condition = ctx.operands[0].to_array_i64()?;
+    let condition = condition.broadcast(ty.shape.as_slice());
+    let condition =
+        condition.ok_or_else(|| EvalError(format!("the condition does not broadcast to {ty}")))?;
+    let size = ty.dtype.block_bytes();
+    let branch = |x: &Tensor| super::shape::broadcast_to(x, ty);
+    let (a, b) = (branch(ctx.operands[1])?, branch(ctx.operands[2])?);
+    let mut bytes = crate::tensor::reserve(a.bytes().len())
+        .ok_or_else(|| EvalError(format!("no memory for {ty}")))?;
+    let elements = a.bytes().chunks_exact(size).zip(b.bytes().chunks_exact(size));
+    for (c, (a, b)) in condition.iter().zip(elements) {
+        bytes.extend_from_slice(if *c != 0 { a } else { b });
+    }
+    Ok(vec![Tensor::new(ty.clone(), bytes)?])
+}
+
+/// To another element type; integers wrap to narrower ones.
+pub fn eval_cast(ctx: &EvalCtx) -> Evaluated {
+    let (x, to) = (ctx.operands[0], ctx.results[0].dtype);
+    if x.dtype() == to {
+        return Ok(vec![x.clone()]);
+    }
+    let result = if x.dtype().is_float() || x.dtype().is_quantized() {
+        Tensor::from_f64(to, x.shape(), &x.to_f64_vec()?)?
+    } else {
+        Tensor::from_i64(to, x.shape(), &x.to_i64_vec()?)?
+    };
+    Ok(vec![result])
 }

@@ -1,7 +1,11 @@
 //! Ops that the layout and fuse passes introduce: what one kernel does in one read.
+//!
+//! Meanings: the plain product in f64, the rest on top of it, one rounding at the end.
 
 use super::InferCtx;
-use super::matmul::product_type;
+use super::elementwise::activation;
+use super::matmul::{product, product_type};
+use crate::tensor::{EvalCtx, EvalError, Evaluated, Tensor};
 use crate::types::{Layout, Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -65,26 +69,50 @@ pub fn infer_matmul_multi(ctx: &InferCtx) -> Types {
     Ok(types)
 }
 
-pub fn eval_pack(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The same bytes under the layout's name: on the host packed tensors stay row-major.
+pub fn eval_pack(ctx: &EvalCtx) -> Evaluated {
+    Ok(vec![ctx.operands[0].with_layout(ctx.results[0].layout)])
 }
 
-pub fn eval_matmul_add(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Adds `r`, whole or row by row.
+fn add(values: &mut [f64], r: &Tensor) -> Result<(), EvalError> {
+    let r = r.to_f64_vec()?;
+    if !r.is_empty() {
+        values.iter_mut().zip(r.iter().cycle()).for_each(|(v, r)| *v += r);
+    }
+    Ok(())
 }
 
-pub fn eval_matmul_gated(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// x · wᵀ + r.
+pub fn eval_matmul_add(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let mut values = product(ctx.operands[0], ctx.operands[1], true, &ty.shape)?;
+    add(&mut values, ctx.operands[2])?;
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
 }
 
-pub fn eval_matmul_multi(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// act(x · w_gateᵀ) * (x · w_upᵀ).
+pub fn eval_matmul_gated(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let name = ctx.attrs.str("act").unwrap_or_default();
+    let act = activation(name).ok_or_else(|| EvalError(format!("unknown activation `{name}`")))?;
+    let mut values = product(ctx.operands[0], ctx.operands[1], true, &ty.shape)?;
+    let up = product(ctx.operands[0], ctx.operands[2], true, &ty.shape)?;
+    values.iter_mut().zip(&up).for_each(|(g, u)| *g = act(*g) * u);
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
+}
+
+/// x · w_iᵀ (+ bias_i) for each weight; several biases of one weight add up.
+pub fn eval_matmul_multi(ctx: &EvalCtx) -> Evaluated {
+    let biases = ctx.attrs.ints("biases").unwrap_or_default();
+    let n = ctx.results.len();
+    let mut results = Vec::with_capacity(n);
+    for (i, ty) in ctx.results.iter().enumerate() {
+        let mut values = product(ctx.operands[0], ctx.operands[1 + i], true, &ty.shape)?;
+        for (bias, _) in ctx.operands[1 + n..].iter().zip(biases).filter(|b| *b.1 == i as i64) {
+            add(&mut values, bias)?;
+        }
+        results.push(Tensor::from_f64(ty.dtype, &ty.shape, &values)?);
+    }
+    Ok(results)
 }

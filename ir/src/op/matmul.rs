@@ -1,6 +1,10 @@
 //! The matrix product.
+//!
+//! Meaning: f64 sums over f64 values, rounded once. Quantised weights are dequantised exactly, a
+//! row at a time; activations are never quantised here.
 
 use super::InferCtx;
+use crate::tensor::{EvalCtx, EvalError, Evaluated, Tensor, reserve};
 use crate::types::{Layout, Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -50,8 +54,111 @@ pub fn infer_matmul(ctx: &InferCtx) -> Types {
     Ok(vec![product_type(ctx.operands[0], ctx.operands[1], transpose_b)?])
 }
 
-pub fn eval_matmul(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Sum of products, in eight interleaved partial sums.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let ((a8, a_rest), (b8, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (x, y) in a8.iter().zip(b8) {
+        for i in 0..8 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + b) + (c + d)) + ((e + f) + (g + h)) + rest
+}
+
+/// A stack of matrices within a tensor: where the first begins and its size.
+struct Matrix {
+    start: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// `out += x · wᵀ` for w stored as `[n, k]`; every row of w is read once.
+fn multiply_rows(x: &[f64], w: &Tensor, at: &Matrix, out: &mut [f64]) -> Result<(), EvalError> {
+    let (n, k) = (at.rows, at.columns);
+    let mut row = vec![0.0; k];
+    for j in 0..n {
+        w.read_f64(at.start + j * k, &mut row)?;
+        for (i, out) in out.chunks_exact_mut(n).enumerate() {
+            out[j] = dot(&x[i * k..(i + 1) * k], &row);
+        }
+    }
+    Ok(())
+}
+
+/// `out += x · w` for w stored as `[k, n]`.
+fn multiply_columns(x: &[f64], w: &Tensor, at: &Matrix, out: &mut [f64]) -> Result<(), EvalError> {
+    let (k, n) = (at.rows, at.columns);
+    let mut row = vec![0.0; n];
+    for j in 0..k {
+        w.read_f64(at.start + j * n, &mut row)?;
+        for (i, out) in out.chunks_exact_mut(n.max(1)).enumerate() {
+            let factor = x[i * k + j];
+            out.iter_mut().zip(&row).for_each(|(o, w)| *o += factor * w);
+        }
+    }
+    Ok(())
+}
+
+/// The product of `x` and `w` over the last two axes before rounding, row-major, with the leading
+/// axes of `shape` (the result's) broadcast.
+pub(super) fn product(
+    x: &Tensor,
+    w: &Tensor,
+    transpose_b: bool,
+    shape: &[usize],
+) -> Result<Vec<f64>, EvalError> {
+    let numel = shape.iter().product::<usize>();
+    let mut out = reserve(numel).ok_or_else(|| EvalError(format!("no memory for {shape:?}")))?;
+    out.resize(numel, 0.0);
+    let ([.., m, k], [.., rows, columns]) = (x.shape(), w.shape()) else {
+        return Err(EvalError(format!("expected matrices, found {} and {}", x.ty(), w.ty())));
+    };
+    let (rows, columns) = (*rows, *columns);
+    let n = if transpose_b { rows } else { columns };
+    let values = x.to_f64_vec()?;
+    let multiply = |x: &[f64], at: &Matrix, out: &mut [f64]| match (out.is_empty(), transpose_b) {
+        (true, _) => Ok(()),
+        (_, true) => multiply_rows(x, w, at, out),
+        (_, false) => multiply_columns(x, w, at, out),
+    };
+    if w.shape().len() == 2 {
+        // One weight for all: the stacked rows of x are one matrix.
+        multiply(&values, &Matrix { start: 0, rows, columns }, &mut out)?;
+        return Ok(out);
+    }
+    let lead = &shape[..shape.len() - 2];
+    let x_at = broadcast_offsets(&x.shape()[..x.shape().len() - 2], lead);
+    let w_at = broadcast_offsets(&w.shape()[..w.shape().len() - 2], lead);
+    for (i, out) in out.chunks_exact_mut((m * n).max(1)).enumerate() {
+        let x = &values[x_at(i) * m * k..(x_at(i) + 1) * m * k];
+        multiply(x, &Matrix { start: w_at(i) * rows * columns, rows, columns }, out)?;
+    }
+    Ok(out)
+}
+
+/// From the row-major index within `to` to that within `from`, which broadcasts to it.
+fn broadcast_offsets<'a>(from: &'a [usize], to: &'a [usize]) -> impl Fn(usize) -> usize + 'a {
+    move |mut index| {
+        let (mut offset, mut stride) = (0, 1);
+        for (i, &length) in to.iter().enumerate().rev() {
+            let position = index % length;
+            index /= length;
+            if let Some(&own) = (i + from.len()).checked_sub(to.len()).and_then(|j| from.get(j)) {
+                offset += if own == 1 { 0 } else { position * stride };
+                stride *= own;
+            }
+        }
+        offset
+    }
+}
+
+/// The product.
+pub fn eval_matmul(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let transpose_b = ctx.attrs.bool("transpose_b", false);
+    let values = product(ctx.operands[0], ctx.operands[1], transpose_b, &ty.shape)?;
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
 }

@@ -4,11 +4,13 @@
 //! meaning ([`EvalFn`]) and what it is for. Gradients (passes) and kernels (code generators) hang
 //! on [`Op`]. Type rules and meanings stand next to each other in one file per family.
 
+pub mod attention;
 pub mod elementwise;
 pub mod fused;
 pub mod matmul;
-pub mod nn;
+pub mod norm;
 pub mod reduce;
+pub mod rope;
 pub mod shape;
 
 use std::fmt;
@@ -163,10 +165,10 @@ op_table! {
 
     Matmul "matmul" 2..=2, [TRANSPOSE_B], matmul::infer_matmul, Some(matmul::eval_matmul), "Matrix product over the last two axes, leading axes broadcast. The right operand may be quantised with `transpose_b` (blocks lie along k); sums are f32 or f64.";
 
-    Softmax "softmax" 1..=1, [AXIS], nn::infer_softmax, Some(nn::eval_softmax), "exp(x - max) over their sum, along an axis.";
-    LogSoftmax "log_softmax" 1..=1, [AXIS], nn::infer_softmax, Some(nn::eval_log_softmax), "Logarithm of softmax, along an axis.";
-    RmsNorm "rms_norm" 2..=2, [EPS], nn::infer_rms_norm, Some(nn::eval_rms_norm), "x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019).";
-    LayerNorm "layer_norm" 3..=3, [EPS], nn::infer_layer_norm, Some(nn::eval_layer_norm), "(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016).";
+    Softmax "softmax" 1..=1, [AXIS], norm::infer_softmax, Some(norm::eval_softmax), "exp(x - max) over their sum, along an axis.";
+    LogSoftmax "log_softmax" 1..=1, [AXIS], norm::infer_softmax, Some(norm::eval_log_softmax), "Logarithm of softmax, along an axis.";
+    RmsNorm "rms_norm" 2..=2, [EPS], norm::infer_rms_norm, Some(norm::eval_rms_norm), "x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019).";
+    LayerNorm "layer_norm" 3..=3, [EPS], norm::infer_layer_norm, Some(norm::eval_layer_norm), "(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016).";
     Rope "rope" 2..=3, [
         req("mode", AttrKind::Str, "`norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i+n/2)"),
         req("theta", AttrKind::Float, "base of the frequencies"),
@@ -177,14 +179,14 @@ op_table! {
         opt("beta_fast", AttrKind::Float, "YaRN (default 32)"),
         opt("beta_slow", AttrKind::Float, "YaRN (default 1)"),
         opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)")
-    ], nn::infer_rope, Some(nn::eval_rope), "Rotary position embedding (Su et al. 2021) of x [tokens, heads, head_dim] at i32 positions: a scalar is the first token's. An optional f32 [n_dims/2] divides the frequencies.";
+    ], rope::infer_rope, Some(rope::eval_rope), "Rotary position embedding (Su et al. 2021) of x [tokens, heads, head_dim] at i32 positions: a scalar is the first token's. An optional f32 [n_dims/2] divides the frequencies.";
     Attention "attention" 4..=4, [
         req("scale", AttrKind::Float, "factor of the scores"),
         opt("causal", AttrKind::Bool, "token i sees keys up to position past + i (default true)"),
         opt("window", AttrKind::Int, "keys at most window - 1 positions back are seen; 0 for all (default 0)"),
         opt("softcap", AttrKind::Float, "scores become cap * tanh(score / cap); 0 for none (default 0)")
-    ], nn::infer_attention, Some(nn::eval_attention), "Scaled dot product attention of q [tokens, heads, d] over caches k [context, kv_heads, d] and v [context, kv_heads, dv]; the fourth operand is the i32 scalar `past`: keys 0..past+tokens are valid. Query head h reads kv head h / (heads / kv_heads).";
-    KvAppend "kv_append" 3..=3, [], nn::infer_kv_append, Some(nn::eval_kv_append), "The cache [context, kv_heads, d] with rows past..past+tokens replaced by the second operand [tokens, kv_heads, d], cast to the cache's type; the third operand is the i32 scalar `past`.";
+    ], attention::infer_attention, Some(attention::eval_attention), "Scaled dot product attention of q [tokens, heads, d] over caches k [context, kv_heads, d] and v [context, kv_heads, dv]; the fourth operand is the i32 scalar `past`: keys 0..past+tokens are valid. Query head h reads kv head h / (heads / kv_heads).";
+    KvAppend "kv_append" 3..=3, [], attention::infer_kv_append, Some(attention::eval_kv_append), "The cache [context, kv_heads, d] with rows past..past+tokens replaced by the second operand [tokens, kv_heads, d], cast to the cache's type; the third operand is the i32 scalar `past`.";
 
     Pack "pack" 1..=1, [], fused::infer_pack, Some(fused::eval_pack), "The same matrix in the packed layout of the result type.";
     MatmulAdd "matmul_add" 3..=3, [], fused::infer_matmul_add, Some(fused::eval_matmul_add), "x · wᵀ + r, with r of the product's shape or a row of it.";

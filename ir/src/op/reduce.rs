@@ -1,9 +1,19 @@
 //! Reductions.
+//!
+//! Meanings: floats are accumulated in f64 in row-major order and rounded once, integers in i64,
+//! wrapping to their width. Over no elements a sum is 0, a product 1, a mean NaN, the greatest
+//! value the least of the type (-infinity of floats) and the smallest the greatest.
+
+use std::cmp::Ordering;
+
+use ndarray::{ArrayD, ArrayViewD, Axis};
 
 use super::InferCtx;
-use super::shape::axis_of;
+use super::elementwise::{max, min};
+use super::shape::{axis_of, eval_axis};
 use crate::dim::Dim;
 use crate::dtype::DType;
+use crate::tensor::{EvalCtx, EvalError, Evaluated, Tensor};
 use crate::types::{Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -87,44 +97,154 @@ pub fn infer_top_k(ctx: &InferCtx) -> Types {
     Ok(vec![TensorType::with_shape(x.dtype, shape), indices])
 }
 
-pub fn eval_sum(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Folds the reduced axes of `x` with `f`, in row-major order.
+fn fold<T: Copy>(ctx: &EvalCtx, x: &ArrayD<T>, init: T, f: impl Fn(T, T) -> T) -> Vec<T> {
+    let mut reduced = vec![false; x.ndim()];
+    for &axis in ctx.attrs.ints("axes").unwrap_or_default() {
+        let axis = if axis < 0 { axis + x.ndim() as i64 } else { axis };
+        if let Some(r) = usize::try_from(axis).ok().and_then(|a| reduced.get_mut(a)) {
+            *r = true;
+        }
+    }
+    let shape: Vec<usize> =
+        x.shape().iter().zip(&reduced).map(|(&d, &r)| if r { 1 } else { d }).collect();
+    let mut out = ArrayD::from_elem(shape, init);
+    let mut view = out.view_mut();
+    for (index, value) in x.indexed_iter() {
+        let mut at = index;
+        for (i, r) in reduced.iter().enumerate() {
+            if *r {
+                at[i] = 0;
+            }
+        }
+        view[&at] = f(view[&at], *value);
+    }
+    out.into_iter().collect()
 }
 
-pub fn eval_mean(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn reduce(
+    ctx: &EvalCtx,
+    (float_init, float): (f64, impl Fn(f64, f64) -> f64),
+    (int_init, int): (i64, impl Fn(i64, i64) -> i64),
+) -> Evaluated {
+    let (x, ty) = (ctx.operands[0], &ctx.results[0]);
+    let result = if x.dtype().is_float() {
+        let values = fold(ctx, &x.to_array_f64()?, float_init, float);
+        Tensor::from_f64(ty.dtype, &ty.shape, &values)?
+    } else {
+        let values = fold(ctx, &x.to_array_i64()?, int_init, int);
+        Tensor::from_i64(ty.dtype, &ty.shape, &values)?
+    };
+    Ok(vec![result])
 }
 
-pub fn eval_prod(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The least and greatest number of an integer type.
+fn int_range(dtype: DType) -> (i64, i64) {
+    match dtype {
+        DType::I8 => (i8::MIN.into(), i8::MAX.into()),
+        DType::I16 => (i16::MIN.into(), i16::MAX.into()),
+        DType::I32 => (i32::MIN.into(), i32::MAX.into()),
+        DType::U8 => (0, u8::MAX.into()),
+        DType::U32 => (0, u32::MAX.into()),
+        _ => (i64::MIN, i64::MAX),
+    }
 }
 
-pub fn eval_max(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Sum over axes.
+pub fn eval_sum(ctx: &EvalCtx) -> Evaluated {
+    reduce(ctx, (0.0, |a, b| a + b), (0, i64::wrapping_add))
 }
 
-pub fn eval_min(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Mean over axes.
+pub fn eval_mean(ctx: &EvalCtx) -> Evaluated {
+    let (x, ty) = (ctx.operands[0], &ctx.results[0]);
+    let mut values = fold(ctx, &x.to_array_f64()?, 0.0, |a, b| a + b);
+    let each = x.numel() as f64 / values.len() as f64;
+    values.iter_mut().for_each(|v| *v /= each);
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
 }
 
-pub fn eval_argmax(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Product over axes.
+pub fn eval_prod(ctx: &EvalCtx) -> Evaluated {
+    reduce(ctx, (1.0, |a, b| a * b), (1, i64::wrapping_mul))
 }
 
-pub fn eval_top_k(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Greatest over axes.
+pub fn eval_max(ctx: &EvalCtx) -> Evaluated {
+    let least = int_range(ctx.results[0].dtype).0;
+    reduce(ctx, (f64::NEG_INFINITY, max), (least, i64::max))
+}
+
+/// Smallest over axes.
+pub fn eval_min(ctx: &EvalCtx) -> Evaluated {
+    let greatest = int_range(ctx.results[0].dtype).1;
+    reduce(ctx, (f64::INFINITY, min), (greatest, i64::min))
+}
+
+/// Falling order with NaN before everything; equal values compare equal.
+fn falling(a: f64, b: f64) -> Ordering {
+    match (a.is_nan(), b.is_nan()) {
+        (false, false) => b.partial_cmp(&a).unwrap_or(Ordering::Equal),
+        (nan_a, nan_b) => nan_b.cmp(&nan_a),
+    }
+}
+
+/// For each lane along `axis` (in row-major order of the others) the positions of its elements
+/// from the greatest to the least, equal ones by index.
+fn ranked(x: &Tensor, axis: usize) -> Result<Vec<Vec<usize>>, EvalError> {
+    fn lanes<T: Copy>(
+        x: &ArrayViewD<'_, T>,
+        axis: usize,
+        compare: impl Fn(T, T) -> Ordering,
+    ) -> Vec<Vec<usize>> {
+        let ranked = x.lanes(Axis(axis)).into_iter().map(|lane| {
+            let mut order: Vec<usize> = (0..lane.len()).collect();
+            order.sort_by(|&i, &j| compare(lane[i], lane[j]));
+            order
+        });
+        ranked.collect()
+    }
+    Ok(if x.dtype().is_float() {
+        lanes(&x.to_array_f64()?.view(), axis, falling)
+    } else {
+        lanes(&x.to_array_i64()?.view(), axis, |a, b| b.cmp(&a))
+    })
+}
+
+/// Index of the greatest.
+pub fn eval_argmax(ctx: &EvalCtx) -> Evaluated {
+    let x = ctx.operands[0];
+    let axis = eval_axis(ctx, x.shape().len())?;
+    let mut best = Vec::new();
+    for order in ranked(x, axis)? {
+        match order.first() {
+            Some(&i) => best.push(i as i64),
+            None => return Err(EvalError(format!("axis {axis} of {} is empty", x.ty()))),
+        }
+    }
+    Ok(vec![Tensor::from_i64(DType::I32, &ctx.results[0].shape, &best)?])
+}
+
+/// The k greatest and their indices.
+pub fn eval_top_k(ctx: &EvalCtx) -> Evaluated {
+    let x = ctx.operands[0];
+    let (Some(&len), Ok(k)) = (x.shape().last(), usize::try_from(ctx.attrs.int("k", 0))) else {
+        return Err(EvalError("top_k needs an axis and a positive k".to_owned()));
+    };
+    if k > len {
+        return Err(EvalError(format!("k = {k} is more than the last axis of {}", x.ty())));
+    }
+    let size = x.dtype().block_bytes();
+    let (mut values, mut indices) = (Vec::new(), Vec::new());
+    for (lane, order) in ranked(x, x.shape().len() - 1)?.into_iter().enumerate() {
+        for &i in &order[..k] {
+            let at = (lane * len + i) * size;
+            values.extend_from_slice(&x.bytes()[at..at + size]);
+            indices.push(i as i64);
+        }
+    }
+    Ok(vec![
+        Tensor::new(ctx.results[0].clone(), values)?,
+        Tensor::from_i64(DType::I32, &ctx.results[1].shape, &indices)?,
+    ])
 }

@@ -1,8 +1,14 @@
 //! Ops that make or move elements without computing on them.
+//!
+//! Meanings move whole elements as bytes, so every bit is kept.
+
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 
 use super::InferCtx;
+use crate::attr::Attr;
 use crate::dim::Dim;
 use crate::dtype::DType;
+use crate::tensor::{ConcreteType, EvalCtx, EvalError, Evaluated, Tensor, reserve};
 use crate::types::{MAX_RANK, Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -156,50 +162,195 @@ pub fn infer_gather(ctx: &InferCtx) -> Types {
     Ok(vec![TensorType::with_shape(dtype, Shape(dims))])
 }
 
-pub fn eval_splat(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// A tensor's elements as byte arrays of their width, without copying.
+fn view<const N: usize>(x: &Tensor) -> Result<ArrayViewD<'_, [u8; N]>, EvalError> {
+    Ok(ArrayViewD::from_shape(IxDyn(x.shape()), x.bytes().as_chunks().0)?)
 }
 
-pub fn eval_iota(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// A row-major tensor of an array's elements.
+fn collect<const N: usize>(
+    ty: &ConcreteType,
+    array: ArrayViewD<'_, [u8; N]>,
+) -> Result<Tensor, EvalError> {
+    let size = array.len().saturating_mul(N);
+    let mut bytes = reserve(size).ok_or_else(|| EvalError(format!("no memory for {ty}")))?;
+    for element in array {
+        bytes.extend_from_slice(element);
+    }
+    Ok(Tensor::new(ty.clone(), bytes)?)
 }
 
-pub fn eval_reshape(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// Runs `$body` with `$n` as the width in bytes of `$dtype`'s elements.
+macro_rules! by_width {
+    ($dtype:expr, $n:ident => $body:expr) => {
+        match $dtype.block_bytes() {
+            1 => {
+                const $n: usize = 1;
+                $body
+            }
+            2 => {
+                const $n: usize = 2;
+                $body
+            }
+            4 => {
+                const $n: usize = 4;
+                $body
+            }
+            8 => {
+                const $n: usize = 8;
+                $body
+            }
+            _ => Err(EvalError(format!("{} has no single elements to move", $dtype))),
+        }
+    };
 }
 
-pub fn eval_broadcast(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// `x` broadcast to the shape of `ty`.
+pub(super) fn broadcast_to(x: &Tensor, ty: &ConcreteType) -> Result<Tensor, EvalError> {
+    by_width!(x.dtype(), N => {
+        let array = view::<N>(x)?;
+        let wide = array.broadcast(ty.shape.as_slice());
+        let wide =
+            wide.ok_or_else(|| EvalError(format!("{} does not broadcast to {ty}", x.ty())))?;
+        collect(ty, wide)
+    })
 }
 
-pub fn eval_transpose(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+fn axis_index(axis: i64, rank: usize) -> Result<usize, EvalError> {
+    let from_front = if axis < 0 { axis + rank as i64 } else { axis };
+    usize::try_from(from_front)
+        .ok()
+        .filter(|&a| a < rank)
+        .ok_or_else(|| EvalError(format!("axis {axis} is out of range for rank {rank}")))
 }
 
-pub fn eval_slice(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The axis attribute for an operand of that rank.
+pub(super) fn eval_axis(ctx: &EvalCtx, rank: usize) -> Result<usize, EvalError> {
+    axis_index(ctx.attrs.int("axis", 0), rank)
 }
 
-pub fn eval_concat(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// One value everywhere; a number that the element type cannot hold is rounded as by `cast` from
+/// a float.
+pub fn eval_splat(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    if ty.dtype.is_quantized() {
+        return Err(EvalError(format!("cannot fill the quantised {ty}")));
+    }
+    match ctx.attrs.get("value") {
+        // An i64 beyond 2^53 has no f64.
+        Some(Attr::Int(v)) if ty.dtype == DType::I64 => {
+            let one = Tensor::scalar_i64(*v);
+            Ok(vec![broadcast_to(&one, ty)?])
+        }
+        _ => Ok(vec![Tensor::splat(ty.dtype, &ty.shape, ctx.attrs.float("value", 0.0))?]),
+    }
 }
 
-pub fn eval_gather(
-    _: &crate::tensor::EvalCtx,
-) -> Result<Vec<crate::tensor::Tensor>, crate::tensor::EvalError> {
-    Err(crate::tensor::EvalError(String::new()))
+/// The index along the axis.
+pub fn eval_iota(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let axis = eval_axis(ctx, ty.shape.len())?;
+    let mut shape = vec![1; ty.shape.len()];
+    shape[axis] = ty.shape[axis];
+    let count: Vec<i64> = (0..ty.shape[axis] as i64).collect();
+    Ok(vec![broadcast_to(&Tensor::from_i64(ty.dtype, &shape, &count)?, ty)?])
+}
+
+/// The same bytes.
+pub fn eval_reshape(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    Ok(vec![Tensor::new(ty.clone(), ctx.operands[0].bytes().clone())?])
+}
+
+/// NumPy's broadcast.
+pub fn eval_broadcast(ctx: &EvalCtx) -> Evaluated {
+    Ok(vec![broadcast_to(ctx.operands[0], &ctx.results[0])?])
+}
+
+/// Permuted axes.
+pub fn eval_transpose(ctx: &EvalCtx) -> Evaluated {
+    let x = ctx.operands[0];
+    let perm = ctx.attrs.ints("perm").unwrap_or_default();
+    let axes: Vec<usize> =
+        perm.iter().map(|&p| axis_index(p, x.shape().len())).collect::<Result<_, _>>()?;
+    let result = by_width!(x.dtype(), N => {
+        collect(&ctx.results[0], view::<N>(x)?.permuted_axes(IxDyn(&axes)))
+    })?;
+    Ok(vec![result])
+}
+
+/// A strided part; start 0, limit -1, step 1 is the whole axis.
+pub fn eval_slice(ctx: &EvalCtx) -> Evaluated {
+    let x = ctx.operands[0];
+    let list = |name| ctx.attrs.ints(name).unwrap_or_default();
+    let (starts, limits) = (list("starts"), list("limits"));
+    let ones = vec![1; x.shape().len()];
+    let steps = ctx.attrs.ints("steps").unwrap_or(&ones);
+    let result = by_width!(x.dtype(), N => {
+        let mut array = view::<N>(x)?;
+        for (axis, ((&start, &limit), &step)) in starts.iter().zip(limits).zip(steps).enumerate() {
+            let length = x.shape()[axis] as i64;
+            let limit = if limit == -1 { length } else { limit };
+            if !(0 <= start && start <= limit && limit <= length && step >= 1) {
+                return Err(EvalError(format!(
+                    "slice {start}..{limit} step {step} does not fit axis {axis} of {}", x.ty()
+                )));
+            }
+            // A stride beyond the axis picks the first element only.
+            let step = step.min(length.max(1)) as isize;
+            let part = Slice::new(start as isize, Some(limit as isize), step);
+            array.slice_axis_inplace(Axis(axis), part);
+        }
+        collect(&ctx.results[0], array)
+    })?;
+    Ok(vec![result])
+}
+
+/// Joined along an axis.
+pub fn eval_concat(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let axis = eval_axis(ctx, ty.shape.len())?;
+    let result = by_width!(ty.dtype, N => {
+        let parts: Vec<_> =
+            ctx.operands.iter().map(|x| view::<N>(x)).collect::<Result<_, _>>()?;
+        let joined: ArrayD<[u8; N]> = ndarray::concatenate(Axis(axis), &parts)?;
+        collect(ty, joined.view())
+    })?;
+    Ok(vec![result])
+}
+
+/// Rows (or planes) of the table by index; out of quantised tables as f32.
+pub fn eval_gather(ctx: &EvalCtx) -> Evaluated {
+    let (table, indices, ty) = (ctx.operands[0], ctx.operands[1], &ctx.results[0]);
+    let axis = eval_axis(ctx, table.shape().len())?;
+    let length = table.shape()[axis];
+    let outer: usize = table.shape()[..axis].iter().product();
+    let inner: usize = table.shape()[axis + 1..].iter().product();
+    let mut picks = Vec::with_capacity(indices.numel());
+    for i in indices.to_i64_vec()? {
+        let pick = usize::try_from(i).ok().filter(|&i| i < length);
+        picks.push(pick.ok_or_else(|| {
+            EvalError(format!("index {i} is out of range for axis {axis} of {}", table.ty()))
+        })?);
+    }
+    let size = ty.row_major_bytes().unwrap_or(usize::MAX);
+    let mut bytes: Vec<u8> =
+        reserve(size).ok_or_else(|| EvalError(format!("no memory for {ty}")))?;
+    let block = (table.dtype().block_len(), table.dtype().block_bytes());
+    let plane_bytes = inner / block.0 * block.1;
+    for o in 0..outer {
+        for &i in &picks {
+            let at = (o * length + i) * plane_bytes;
+            let plane = &table.bytes()[at..at + plane_bytes];
+            if table.dtype().is_quantized() {
+                let mut row = vec![0f32; inner];
+                crate::quant::dequantize(table.dtype(), plane, &mut row)
+                    .map_err(|e| EvalError(e.to_string()))?;
+                bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
+            } else {
+                bytes.extend_from_slice(plane);
+            }
+        }
+    }
+    Ok(vec![Tensor::new(ty.clone(), bytes)?])
 }
