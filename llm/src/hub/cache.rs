@@ -3,7 +3,7 @@
 //! Below the root, `models/NAME.gguf` is a whole file whose digest was checked, and
 //! `models/NAME.gguf.verified` says so (digest, size, time of change). Everything else in there
 //! is work in progress: `NAME.gguf.partial` with its `.partial.json`, the folder
-//! `NAME.gguf.staging`, and `NAME.gguf.lock`, which one process at a time holds.
+//! `NAME.gguf.PID.staging`, and `NAME.gguf.lock`, which one process at a time holds.
 //!
 //! A file comes to its final name by one rename, so a reader sees all of it or nothing.
 

