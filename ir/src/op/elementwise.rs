@@ -415,7 +415,7 @@ pub fn eval_select(ctx: &EvalCtx) -> Evaluated {
 pub fn eval_cast(ctx: &EvalCtx) -> Evaluated {
     let (x, to) = (ctx.operands[0], ctx.results[0].dtype);
     if x.dtype() == to {
-        return Ok(vec![x.clone()]);
+        return Ok(vec![x.with_layout(ctx.results[0].layout)]);
     }
     let result = if x.dtype().is_float() || x.dtype().is_quantized() {
         Tensor::from_f64(to, x.shape(), &x.to_f64_vec()?)?
