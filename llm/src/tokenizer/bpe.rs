@@ -187,12 +187,13 @@ impl Bpe {
             let merge = self.merges.get(nodes[i - 1].symbol, nodes[i].symbol);
             nodes[i - 1].merge = merge;
             if merge.rank != NONE {
-                pairs.push(Reverse((merge.rank, i as u32 - 1)));
+                pairs.push(order(merge.rank, i as u32 - 1));
             }
         }
         *queue = BinaryHeap::from(pairs);
 
-        while let Some(Reverse((rank, at))) = queue.pop() {
+        while let Some(Reverse(entry)) = queue.pop() {
+            let (rank, at) = ((entry >> 32) as u32, entry as u32);
             let left = nodes[at as usize];
             // Overtaken by another merge: a rank belongs to one pair, so it tells.
             if left.merge.rank != rank {
@@ -216,7 +217,7 @@ impl Bpe {
                 };
                 nodes[left as usize].merge = merge;
                 if merge.rank != NONE {
-                    queue.push(Reverse((merge.rank, left)));
+                    queue.push(order(merge.rank, left));
                 }
             }
         }
@@ -251,5 +252,11 @@ struct Node {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     nodes: Vec<Node>,
-    queue: BinaryHeap<Reverse<(u32, u32)>>,
+    /// Rank and position of pairs, packed by [`order`].
+    queue: BinaryHeap<Reverse<u64>>,
+}
+
+/// The lowest rank first, then the leftmost.
+fn order(rank: u32, at: u32) -> Reverse<u64> {
+    Reverse(u64::from(rank) << 32 | u64::from(at))
 }

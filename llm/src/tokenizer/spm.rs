@@ -4,7 +4,6 @@
 //! Spaces are written U+2581. A character that is no token becomes its bytes' tokens
 //! `<0xNN>`, or the unknown token where those are missing.
 
-use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::hash::IdTable;
@@ -41,8 +40,10 @@ struct Node {
     joined_len: u32,
 }
 
-/// Order of merges: score, then the leftmost, and the length to tell an overtaken one.
-type Pair = (u32, Reverse<u32>, u32);
+/// Order of merges: the highest score first, then the leftmost.
+fn order(score: u32, at: u32) -> u64 {
+    u64::from(score) << 32 | u64::from(!at)
+}
 
 impl Spm {
     /// Takes the vocabulary; `table` finds tokens by their text.
@@ -83,16 +84,18 @@ impl Spm {
             pairs.extend(self.pair(text, &mut nodes, at));
         }
         let mut queue = BinaryHeap::from(pairs);
-        while let Some((_, Reverse(at), len)) = queue.pop() {
+        while let Some(entry) = queue.pop() {
+            let at = !(entry as u32);
             let left = nodes[at as usize];
-            // A stretch only grows, so an overtaken pair has another length.
-            if left.joined == NONE || left.joined_len != len {
+            // Overtaken, unless what the pair would be now stands at the same place in the
+            // order; then this entry serves for it.
+            if left.joined == NONE || order(self.scores[left.joined as usize], at) != entry {
                 continue;
             }
             let right = nodes[left.next as usize];
             nodes[left.next as usize].joined = NONE;
             let node = &mut nodes[at as usize];
-            (node.len, node.token, node.next) = (len, left.joined, right.next);
+            (node.len, node.token, node.next) = (left.joined_len, left.joined, right.next);
             if right.next != NONE {
                 nodes[right.next as usize].prev = at;
             }
@@ -152,7 +155,7 @@ impl Spm {
     }
 
     /// Looks up the join of a stretch with the next, notes it, and returns it for the queue.
-    fn pair(&self, text: &[u8], nodes: &mut [Node], at: u32) -> Option<Pair> {
+    fn pair(&self, text: &[u8], nodes: &mut [Node], at: u32) -> Option<u64> {
         let node = nodes[at as usize];
         let joined_len = node.len + nodes.get(node.next as usize).map_or(0, |next| next.len);
         let joined = if node.next == NONE {
@@ -162,7 +165,7 @@ impl Spm {
         };
         let node = &mut nodes[at as usize];
         (node.joined, node.joined_len) = (joined, joined_len);
-        (joined != NONE).then(|| (self.scores[joined as usize], Reverse(at), joined_len))
+        (joined != NONE).then(|| order(self.scores[joined as usize], at))
     }
 }
 
