@@ -155,20 +155,24 @@ impl TensorType {
     /// Bytes when each symbol has the value `value_of` gives it. Packed layouts round the rows
     /// up to whole groups. `None` on overflow, an unbound symbol or partial blocks.
     pub fn bytes(&self, mut value_of: impl FnMut(&str) -> Option<u64>) -> Option<u64> {
-        let dims: Option<Vec<u64>> = self.shape.0.iter().map(|d| d.eval(&mut value_of)).collect();
-        self.bytes_for(&dims?)
+        self.bytes_for(|d| d.eval(&mut value_of))
     }
 
     /// Bytes at the upper bound of every dimension.
     pub fn max_bytes(&self, ranges: &IndexMap<Symbol, SymbolRange>) -> Option<u64> {
-        let dims: Option<Vec<u64>> = self.shape.0.iter().map(|d| d.upper_bound(ranges)).collect();
-        self.bytes_for(&dims?)
+        self.bytes_for(|d| d.upper_bound(ranges))
     }
 
-    fn bytes_for(&self, dims: &[u64]) -> Option<u64> {
-        let (last, outer) = dims.split_last().unwrap_or((&1, &[]));
-        let row = self.dtype.row_bytes(usize::try_from(*last).ok()?)? as u64;
-        let mut rows = outer.iter().try_fold(1u64, |acc, &d| acc.checked_mul(d))?;
+    fn bytes_for(&self, mut value: impl FnMut(&Dim) -> Option<u64>) -> Option<u64> {
+        let (last, outer) = match self.shape.0.split_last() {
+            Some((last, outer)) => (value(last)?, outer),
+            None => (1, &[][..]),
+        };
+        let row = self.dtype.row_bytes(usize::try_from(last).ok()?)? as u64;
+        let mut rows = 1u64;
+        for d in outer {
+            rows = rows.checked_mul(value(d)?)?;
+        }
         if self.layout == Layout::R16 {
             rows = rows.checked_next_multiple_of(16)?;
         }

@@ -1,0 +1,323 @@
+//! Norms, rotary embedding, attention and the KV cache.
+
+use aether_ir::{DType, Op};
+
+use super::access::Range;
+use super::{Lower, Lowered, Site, View};
+use crate::kernels::attention::{self, Attention};
+use crate::kernels::rope::{self, RopeMode, RopeParams};
+use crate::kernels::{convert, norm};
+use crate::program::{Loc, RunCtx};
+
+pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
+    match site.inst.op {
+        Op::RmsNorm | Op::LayerNorm => norms(lower, site),
+        Op::Rope => rotate(lower, site),
+        Op::Attention => attend(lower, site),
+        Op::KvAppend => append(lower, site),
+        _ => Ok(false),
+    }
+}
+
+fn all_f32(views: &[View]) -> bool {
+    views.iter().all(|v| v.ty.dtype == DType::F32)
+}
+
+fn norms(lower: &mut Lower, site: &Site) -> Lowered {
+    if !all_f32(&site.inputs) {
+        return Ok(false);
+    }
+    let x = &site.inputs[0];
+    let (rows, len) = (x.rows(), x.sizes(x.dims.len() - 1..x.dims.len()));
+    let eps = site.inst.attrs.float("eps", 0.0) as f32;
+    let (x, weight, y) = (x.loc, site.inputs[1].loc, site.outputs[0].loc);
+    let bias = site.inputs.get(2).map(|v| v.loc);
+    let isa = lower.opts.isa;
+    lower.emit(
+        &site.label,
+        site.reads(),
+        site.writes(),
+        Box::new(move |ctx, work| {
+            let len = len.get(ctx.symbols);
+            work.split(rows.get(ctx.symbols), 4, |r| {
+                for i in r {
+                    // SAFETY: operand and result have `rows` rows of `len`, weight and bias one;
+                    // the result is the operand or apart from it.
+                    unsafe {
+                        let x = ctx.ptr(x).cast::<f32>().add(i * len);
+                        let y = ctx.ptr(y).cast::<f32>().add(i * len);
+                        let w = Some(ctx.ptr(weight).cast::<f32>().cast_const());
+                        match bias {
+                            None => norm::rms_norm_raw(isa, x, w, eps, y, len),
+                            Some(b) => {
+                                let b = Some(ctx.ptr(b).cast::<f32>().cast_const());
+                                norm::layer_norm_raw(isa, x, w, b, eps, y, len);
+                            }
+                        }
+                    }
+                }
+            });
+        }),
+    );
+    Ok(true)
+}
+
+/// Reads an i32 scalar.
+fn scalar(ctx: &RunCtx, loc: Loc) -> i32 {
+    // SAFETY: the value is one aligned i32.
+    unsafe { *ctx.ptr(loc).cast::<i32>() }
+}
+
+fn rotate(lower: &mut Lower, site: &Site) -> Lowered {
+    let (x, pos) = (&site.inputs[0], &site.inputs[1]);
+    if x.ty.dtype != DType::F32 {
+        return Ok(false);
+    }
+    let attrs = &site.inst.attrs;
+    let pairs = attrs.int("n_dims", 0) as usize / 2;
+    let mode = match attrs.str("mode") {
+        Some("neox") => RopeMode::Neox,
+        _ => RopeMode::Norm,
+    };
+    let params = RopeParams {
+        n_dims: pairs * 2,
+        base: attrs.float("theta", 10000.0) as f32,
+        freq_scale: attrs.float("freq_scale", 1.0) as f32,
+        ext_factor: attrs.float("ext_factor", 0.0) as f32,
+        attn_factor: attrs.float("attn_factor", 1.0) as f32,
+        beta_fast: attrs.float("beta_fast", 32.0) as f32,
+        beta_slow: attrs.float("beta_slow", 1.0) as f32,
+        original_context: attrs.int("n_ctx_orig", 0) as usize,
+    };
+    let table = tables(lower, site, params, pairs, pos)?;
+    let (heads, head_dim) = (x.dims[1].clone(), x.dims[2].clone());
+    let (tokens, isa) = (x.dims[0].clone(), lower.opts.isa);
+    let (x, y) = (x.loc, site.outputs[0].loc);
+    let mut reads = site.reads();
+    reads.push(table.range);
+    lower.emit(
+        &site.label,
+        reads,
+        site.writes(),
+        Box::new(move |ctx, work| {
+            let (heads, head_dim) = (heads.get(ctx.symbols), head_dim.get(ctx.symbols));
+            let width = heads * head_dim;
+            work.split(tokens.get(ctx.symbols), 2, |r| {
+                for t in r {
+                    // SAFETY: operand and result have `tokens` rows of `width`, and the table a
+                    // row of 2 · pairs for each.
+                    unsafe {
+                        let cos = ctx.ptr(table.loc).cast::<f32>().add(t * 2 * pairs);
+                        let sin = cos.add(pairs);
+                        let x = ctx.ptr(x).cast::<f32>().add(t * width);
+                        let y = ctx.ptr(y).cast::<f32>().add(t * width);
+                        rope::rope_raw(isa, mode, x, y, heads, head_dim, cos, sin, pairs);
+                    }
+                }
+            });
+        }),
+    );
+    Ok(true)
+}
+
+/// A table of cosines and sines of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RopeTable {
+    loc: Loc,
+    range: Option<Range>,
+}
+
+/// What tables are shared by: angles, positions, tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RopeKey {
+    params: RopeParams,
+    pos: Loc,
+    factors: Option<Loc>,
+    tokens: aether_ir::Dim,
+}
+
+/// The table for a rope op. All layers rotate by the same positions, so one table serves them:
+/// it is filled once per run, as long as the positions are an argument, which nothing overwrites.
+fn tables(
+    lower: &mut Lower,
+    site: &Site,
+    params: RopeParams,
+    pairs: usize,
+    pos: &View,
+) -> Result<RopeTable, String> {
+    let tokens_dim = site.inputs[0].ty.shape.0[0].clone();
+    let factors = site.inputs.get(2).map(|v| v.loc);
+    let key = RopeKey { params, pos: pos.loc, factors, tokens: tokens_dim.clone() };
+    let shared = matches!(pos.loc, Loc::Based { base, .. } if base > 0);
+    if shared {
+        if let Some((_, table)) = lower.rope_tables.iter().find(|(k, _)| *k == key) {
+            return Ok(*table);
+        }
+    }
+    let max = tokens_dim.upper_bound(&lower.module.symbols).ok_or("the token count overflows")?;
+    let (loc, range) = lower.extra(max as usize * pairs * 2 * 4);
+    let table = RopeTable { loc, range };
+    let tokens = site.inputs[0].dims[0].clone();
+    let (pos_loc, explicit) = (pos.loc, pos.ty.rank() == 1);
+    lower.emit(
+        &format!("{} (angles)", site.label),
+        site.reads(),
+        [range],
+        Box::new(move |ctx, work| {
+            work.split(tokens.get(ctx.symbols), 2, |r| {
+                for t in r {
+                    // SAFETY: positions are one or `tokens` i32, factors `pairs` f32, and the
+                    // table has a row for every token.
+                    unsafe {
+                        let position = if explicit {
+                            i64::from(*ctx.ptr(pos_loc).cast::<i32>().add(t))
+                        } else {
+                            i64::from(scalar(ctx, pos_loc)) + t as i64
+                        };
+                        let factors = factors
+                            .map(|f| std::slice::from_raw_parts(ctx.ptr(f).cast::<f32>(), pairs));
+                        let row = ctx.ptr(loc).cast::<f32>().add(t * 2 * pairs);
+                        let cos = std::slice::from_raw_parts_mut(row, pairs);
+                        let sin = std::slice::from_raw_parts_mut(row.add(pairs), pairs);
+                        params.fill_table(position as f64, factors, cos, sin);
+                    }
+                }
+            });
+        }),
+    );
+    if shared {
+        lower.rope_tables.push((key, table));
+    }
+    Ok(table)
+}
+
+fn attend(lower: &mut Lower, site: &Site) -> Lowered {
+    let (q, k, v, past) = (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.inputs[3]);
+    let cache_type = k.ty.dtype;
+    if q.ty.dtype != DType::F32
+        || !matches!(cache_type, DType::F16 | DType::F32 | DType::Bf16)
+        || !site.inst.attrs.bool("causal", true)
+    {
+        return Ok(false);
+    }
+    let attrs = &site.inst.attrs;
+    let number = |v: &View, axis: usize| {
+        v.ty.shape.0[axis].as_const().map(|n| n as usize).ok_or("heads must be numbers")
+    };
+    let window = attrs.int("window", 0) as usize;
+    let softcap = attrs.float("softcap", 0.0) as f32;
+    let shape = Attention {
+        tokens: q.ty.shape.0[0].upper_bound(&lower.module.symbols).unwrap_or(0) as usize,
+        past: 0,
+        heads: number(q, 1)?,
+        kv_heads: number(k, 1)?,
+        head_dim: number(q, 2)?,
+        v_dim: number(v, 2)?,
+        scale: attrs.float("scale", 1.0) as f32,
+        window: (window > 0).then_some(window),
+        soft_cap: (softcap > 0.0).then_some(softcap),
+    };
+    let isa = lower.opts.isa;
+    let per_worker = shape.scratch_len(isa).next_multiple_of(64);
+    let scratch = site.scratch(per_worker * 4 * lower.opts.threads)?;
+    let (tokens, context) = (q.dims[0].clone(), k.dims[0].clone());
+    let (q, k, v, past, y) = (q.loc, k.loc, v.loc, past.loc, site.outputs[0].loc);
+    let mut writes = site.writes();
+    writes.push(scratch.range);
+    lower.emit(
+        &site.label,
+        site.reads(),
+        writes,
+        Box::new(move |ctx, work| {
+            let (tokens, context) = (tokens.get(ctx.symbols), context.get(ctx.symbols));
+            let past = scalar(ctx, past);
+            let call =
+                Attention { tokens, past: usize::try_from(past).unwrap_or(usize::MAX), ..shape };
+            if call.validate(context).is_err() {
+                ctx.fail(|| {
+                    format!("{past} past and {tokens} new tokens do not fit a context of {context}")
+                });
+                return;
+            }
+            if tokens == 0 {
+                return;
+            }
+            // SAFETY: q and the result have `tokens` rows, the caches `context`; every worker has
+            // scratch of its own; a unit is claimed once.
+            unsafe {
+                let scratch = ctx.ptr(scratch.loc).cast::<f32>().add(work.index * per_worker);
+                let scratch = std::slice::from_raw_parts_mut(scratch, per_worker);
+                let q = std::slice::from_raw_parts(
+                    ctx.ptr(q).cast::<f32>(),
+                    tokens * call.heads * call.head_dim,
+                );
+                let rows = context * call.kv_heads;
+                let (kn, vn) = (rows * call.head_dim, rows * call.v_dim);
+                let (k, v, y) = (ctx.ptr(k), ctx.ptr(v), ctx.ptr(y).cast::<f32>());
+                macro_rules! units {
+                    ($e:ty) => {{
+                        let k = std::slice::from_raw_parts(k.cast::<$e>(), kn);
+                        let v = std::slice::from_raw_parts(v.cast::<$e>(), vn);
+                        work.chunks(call.units(), 1, |r| {
+                            for unit in r {
+                                attention::attention(isa, &call, (q, k, v), y, unit, scratch);
+                            }
+                        });
+                    }};
+                }
+                match cache_type {
+                    DType::F16 => units!(half::f16),
+                    DType::Bf16 => units!(half::bf16),
+                    _ => units!(f32),
+                }
+            }
+        }),
+    );
+    Ok(true)
+}
+
+/// Writes rows into the cache in place: the plan gave the result the donated cache's buffer, or
+/// the cache is copied first.
+fn append(lower: &mut Lower, site: &Site) -> Lowered {
+    let (cache, rows, past, out) =
+        (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.outputs[0]);
+    let types = (rows.ty.dtype, cache.ty.dtype);
+    if !matches!(types, (DType::F32, DType::F16 | DType::F32)) || cache.loc != out.loc {
+        return Ok(false);
+    }
+    let (tokens, context) = (rows.dims[0].clone(), cache.dims[0].clone());
+    let width = rows.sizes(1..3);
+    let isa = lower.opts.isa;
+    let (rows, past, out) = (rows.loc, past.loc, out.loc);
+    lower.emit(
+        &site.label,
+        site.reads(),
+        site.writes(),
+        Box::new(move |ctx, work| {
+            let (tokens, context) = (tokens.get(ctx.symbols), context.get(ctx.symbols));
+            let (past, width) = (scalar(ctx, past), width.get(ctx.symbols));
+            let start = usize::try_from(past).ok().filter(|p| p + tokens <= context);
+            let Some(start) = start else {
+                ctx.fail(|| {
+                    format!("{past} past and {tokens} new tokens do not fit a context of {context}")
+                });
+                return;
+            };
+            work.split(tokens * width, 1, |r| {
+                let at = start * width + r.start;
+                // SAFETY: checked: the rows end inside the cache; claims are disjoint.
+                unsafe {
+                    let from = ctx.ptr(rows).cast::<f32>().add(r.start);
+                    if types.1 == DType::F16 {
+                        let to = ctx.ptr(out).cast::<half::f16>().add(at);
+                        convert::f32_to_f16_raw(isa, from, to, r.len());
+                    } else {
+                        let to = ctx.ptr(out).cast::<f32>().add(at);
+                        std::ptr::copy_nonoverlapping(from, to, r.len());
+                    }
+                }
+            });
+        }),
+    );
+    Ok(true)
+}

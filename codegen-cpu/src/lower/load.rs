@@ -1,0 +1,283 @@
+//! Constants: mapped as they are, or computed once when the module is loaded.
+
+use std::sync::Arc;
+
+use aether_ir::plan::{FuncPlan, Storage};
+use aether_ir::tensor::ConcreteType;
+use aether_ir::{Const, Func, Inst, Layout, Module, Op, Tensor, ValueId};
+
+use super::{Cache, CompileError, CompileOptions};
+use crate::kernels::packed;
+use crate::program::{AlignedBytes, ConstPtr, Keep, Loc};
+
+/// A constant's bytes and what keeps them alive.
+pub struct ConstBytes {
+    /// Memory that holds the bytes, for instance a mapped file.
+    pub memory: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// Where in it they are.
+    pub range: std::ops::Range<usize>,
+}
+
+impl ConstBytes {
+    fn get(&self) -> Option<&[u8]> {
+        (*self.memory).as_ref().get(self.range.clone())
+    }
+}
+
+/// Where constants come from.
+pub trait ConstSource {
+    /// The bytes of a constant.
+    ///
+    /// # Errors
+    /// When they cannot be had; the message says why.
+    fn bytes(&self, name: &str, constant: &Const) -> Result<ConstBytes, String>;
+
+    /// Called when the program has its own copy of the bytes and will not read these again.
+    fn release(&self, _bytes: &ConstBytes) {}
+}
+
+/// Serves constants written in the module; files are refused.
+pub struct DenseOnly;
+
+impl ConstSource for DenseOnly {
+    fn bytes(&self, _name: &str, constant: &Const) -> Result<ConstBytes, String> {
+        match &constant.data {
+            aether_ir::ConstData::Dense(bytes) => {
+                let memory: Arc<Arc<[u8]>> = Arc::new(bytes.clone());
+                Ok(ConstBytes { range: 0..bytes.len(), memory })
+            }
+            aether_ir::ConstData::File { path, .. } => {
+                Err(format!("\"{path}\" is a file, and files are not available here"))
+            }
+        }
+    }
+}
+
+pub(super) struct Loader<'a> {
+    module: &'a Module,
+    source: &'a dyn ConstSource,
+    opts: CompileOptions,
+    raw: Cache<Arc<str>, (Loc, Arc<ConstBytes>)>,
+    packed: Cache<(Arc<str>, Layout), Loc>,
+    keep: Vec<Keep>,
+    copied: u64,
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(module: &'a Module, source: &'a dyn ConstSource, opts: CompileOptions) -> Self {
+        Loader {
+            module,
+            source,
+            opts,
+            raw: Cache::new(),
+            packed: Cache::new(),
+            keep: Vec::new(),
+            copied: 0,
+        }
+    }
+
+    pub fn finish(self) -> (Vec<Keep>, u64) {
+        (self.keep, self.copied)
+    }
+
+    /// Gives every load-time value of a function that is read at run time its address.
+    pub fn resolve(
+        &mut self,
+        func: &Func,
+        plan: &FuncPlan,
+        locs: &mut [Option<Loc>],
+    ) -> Result<(), CompileError> {
+        let definitions = func.definitions();
+        let is_const = |v: ValueId| matches!(plan.storage[v.index()], Storage::Const);
+        let mut wanted = vec![false; func.values.len()];
+        for inst in &func.body {
+            let at_load = !inst.results.is_empty() && inst.results.iter().all(|&r| is_const(r));
+            if !at_load {
+                inst.inputs().filter(|&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
+            }
+        }
+        func.returns.iter().filter(|&&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
+        // An alias of a constant (a reshape) makes the constant wanted too.
+        for i in 0..func.values.len() {
+            let root = plan.root(ValueId(i as u32));
+            if root.index() != i && is_const(root) {
+                wanted[root.index()] = true;
+            }
+        }
+        for (i, wanted) in wanted.iter().enumerate() {
+            if *wanted {
+                locs[i] = Some(self.value(func, &definitions, ValueId(i as u32))?);
+            }
+        }
+        Ok(())
+    }
+
+    fn value(
+        &mut self,
+        func: &Func,
+        definitions: &[Option<usize>],
+        value: ValueId,
+    ) -> Result<Loc, CompileError> {
+        let inst = definitions[value.index()].map(|i| &func.body[i]);
+        match inst {
+            Some(inst) if inst.op == Op::Constant => {
+                Ok(self.raw(&inst.symbol.clone().unwrap_or_else(|| Arc::from("")))?.0)
+            }
+            Some(inst) if inst.op == Op::Pack => self.pack(func, definitions, inst),
+            _ => {
+                let tensor = self.evaluate(func, definitions, value, 0)?;
+                Ok(self.keep_tensor(&tensor))
+            }
+        }
+    }
+
+    fn raw(&mut self, name: &Arc<str>) -> Result<(Loc, Arc<ConstBytes>), CompileError> {
+        if let Some(found) = self.raw.get(name) {
+            return Ok(found.clone());
+        }
+        let error = |message| CompileError::Constant { name: name.clone(), message };
+        let constant =
+            self.module.consts.get(name).ok_or_else(|| error("is not declared".to_owned()))?;
+        let bytes = Arc::new(self.source.bytes(name, constant).map_err(error)?);
+        let data = bytes.get().ok_or_else(|| error("lies outside its file".to_owned()))?;
+        let expected = constant.ty.bytes(|_| None);
+        if expected != Some(data.len() as u64) {
+            return Err(error(format!(
+                "has {} bytes where its type {} needs {}",
+                data.len(),
+                constant.ty,
+                expected.map_or_else(|| "numbers".to_owned(), |n| n.to_string())
+            )));
+        }
+        let align =
+            if constant.ty.dtype.is_quantized() { 1 } else { constant.ty.dtype.block_bytes() };
+        let loc = if data.as_ptr().align_offset(align) == 0 {
+            Loc::Const(ConstPtr(data.as_ptr()))
+        } else {
+            let mut copy = AlignedBytes::zeroed(data.len());
+            copy.as_mut_slice().copy_from_slice(data);
+            self.keep_bytes(copy)
+        };
+        self.keep.push(Box::new(bytes.clone()));
+        self.raw.insert(name.clone(), (loc, bytes.clone()));
+        Ok((loc, bytes))
+    }
+
+    fn keep_bytes(&mut self, bytes: AlignedBytes) -> Loc {
+        self.copied += bytes.len() as u64;
+        let loc = Loc::Const(ConstPtr(bytes.as_slice().as_ptr()));
+        self.keep.push(Box::new(bytes));
+        loc
+    }
+
+    fn keep_tensor(&mut self, tensor: &Tensor) -> Loc {
+        let mut copy = AlignedBytes::zeroed(tensor.bytes().len());
+        copy.as_mut_slice().copy_from_slice(tensor.bytes());
+        self.keep_bytes(copy)
+    }
+
+    fn pack(
+        &mut self,
+        func: &Func,
+        definitions: &[Option<usize>],
+        inst: &Inst,
+    ) -> Result<Loc, CompileError> {
+        let error = |message| CompileError::Op { func: func.name.clone(), op: Op::Pack, message };
+        let target = func.ty(inst.results[0]);
+        let source = inst.inputs().next().and_then(|v| definitions[v.index()]);
+        let source = source.map(|i| &func.body[i]).filter(|i| i.op == Op::Constant);
+        let Some(name) = source.and_then(|i| i.symbol.clone()) else {
+            return Err(error("only constants can be packed".to_owned()));
+        };
+        if target.layout == Layout::RowMajor {
+            return Ok(self.raw(&name)?.0);
+        }
+        if let Some(loc) = self.packed.get(&(name.clone(), target.layout)) {
+            return Ok(*loc);
+        }
+        let dims = target
+            .shape
+            .as_const()
+            .filter(|d| d.len() == 2)
+            .ok_or_else(|| error(format!("{target} is no matrix of known size")))?;
+        let (rows, cols) = (dims[0] as usize, dims[1] as usize);
+        let (_, raw) = self.raw(&name)?;
+        let data = raw.get().unwrap_or_default();
+        let bytes =
+            packed::packed_bytes(target.dtype, rows, cols).map_err(|e| error(e.to_string()))?;
+        let mut out = AlignedBytes::zeroed(bytes);
+        let groups = packed::groups(rows);
+        let group_len = bytes / groups.max(1);
+        let workers = self.opts.threads.clamp(1, groups.max(1));
+        let per_worker = groups.div_ceil(workers);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let parts = out.as_mut_slice().chunks_mut((per_worker * group_len).max(1));
+            let threads: Vec<_> = parts
+                .enumerate()
+                .map(|(i, part)| {
+                    let range = i * per_worker..groups.min((i + 1) * per_worker);
+                    scope.spawn(move || {
+                        packed::pack_rows(target.dtype, rows, cols, data, range, part)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join()).collect()
+        });
+        for result in results {
+            match result {
+                Ok(packed) => packed.map_err(|e| error(e.to_string()))?,
+                Err(_) => return Err(error(format!("packing @{name} panicked"))),
+            }
+        }
+        self.source.release(&raw);
+        let loc = self.keep_bytes(out);
+        self.packed.insert((name, target.layout), loc);
+        Ok(loc)
+    }
+
+    /// A load-time value by the reference interpreter.
+    fn evaluate(
+        &mut self,
+        func: &Func,
+        definitions: &[Option<usize>],
+        value: ValueId,
+        depth: usize,
+    ) -> Result<Tensor, CompileError> {
+        let ty = func.ty(value);
+        let op = definitions[value.index()].map(|i| func.body[i].op).unwrap_or(Op::Constant);
+        let error = |message: String| CompileError::Op { func: func.name.clone(), op, message };
+        let index = definitions[value.index()]
+            .filter(|_| depth < 1000)
+            .ok_or_else(|| error("is no load-time value".to_owned()))?;
+        let inst = &func.body[index];
+        if inst.op == Op::Constant {
+            let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
+            let (_, bytes) = self.raw(&name)?;
+            let concrete = concrete(ty).ok_or_else(|| error(format!("{ty} has unknown size")))?;
+            let bytes = bytes.get().unwrap_or_default().to_vec();
+            return Tensor::new(concrete, bytes).map_err(|e| error(e.to_string()));
+        }
+        let mut operands = Vec::with_capacity(inst.operands.len());
+        for v in inst.inputs() {
+            operands.push(self.evaluate(func, definitions, v, depth + 1)?);
+        }
+        let results: Option<Vec<ConcreteType>> =
+            inst.results.iter().map(|&r| concrete(func.ty(r))).collect();
+        let results = results.ok_or_else(|| error("has a result of unknown size".to_owned()))?;
+        let eval = inst.op.info().eval.ok_or_else(|| error("cannot run at load".to_owned()))?;
+        let operands: Vec<&Tensor> = operands.iter().collect();
+        let ctx = aether_ir::tensor::EvalCtx {
+            operands: &operands,
+            attrs: &inst.attrs,
+            results: &results,
+        };
+        let values = eval(&ctx).map_err(|e| error(e.to_string()))?;
+        let position = inst.results.iter().position(|&r| r == value).unwrap_or(0);
+        values.into_iter().nth(position).ok_or_else(|| error("gave no result".to_owned()))
+    }
+}
+
+fn concrete(ty: &aether_ir::TensorType) -> Option<ConcreteType> {
+    let shape = ty.shape.as_const()?.into_iter().map(|d| d as usize).collect();
+    Some(ConcreteType { dtype: ty.dtype, shape, layout: ty.layout })
+}

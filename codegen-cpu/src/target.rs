@@ -1,0 +1,162 @@
+//! The CPU as the passes see it: layouts, fusions, costs, scratch.
+
+use aether_ir::target::{Cost, Target};
+use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
+use indexmap::IndexMap;
+
+use crate::kernels::attention::Attention;
+use crate::kernels::isa::Isa;
+use crate::lower::product;
+
+/// Main memory bytes per second and core that costs assume; ratios matter, not the figure.
+const BYTES_PER_SECOND: f64 = 13e9;
+/// Multiply-adds per second and core.
+const FLOPS_PER_SECOND: f64 = 100e9;
+/// Seconds per step: preparing, claiming, a barrier.
+const SECONDS_PER_LAUNCH: f64 = 1e-6;
+
+/// The CPU with a given instruction set and number of workers.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTarget {
+    pub isa: Isa,
+    pub threads: usize,
+}
+
+impl CpuTarget {
+    /// This machine with so many workers.
+    pub fn detect(threads: usize) -> Self {
+        CpuTarget { isa: Isa::detect(), threads: threads.max(1) }
+    }
+}
+
+impl Target for CpuTarget {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn weight_layout(&self, weight: &TensorType) -> Layout {
+        let known = weight.rank() == 2 && weight.shape.as_const().is_some();
+        if known && weight.dtype.is_quantized() { Layout::R16 } else { Layout::RowMajor }
+    }
+
+    fn supports(&self, op: Op, operands: &[&TensorType]) -> bool {
+        let f32_left = operands.first().is_some_and(|x| x.dtype == DType::F32);
+        // Fusion may run before or after layout: a quantised weight of known shape will be
+        // packed.
+        let quantized = |w: &&TensorType| w.dtype.is_quantized() && w.shape.as_const().is_some();
+        let dense = |w: &&TensorType| {
+            w.rank() == 2 && matches!(w.dtype, DType::F32 | DType::F16 | DType::Bf16)
+        };
+        match op {
+            Op::MatmulGated => f32_left && operands.iter().skip(1).take(2).all(quantized),
+            Op::MatmulAdd => {
+                f32_left && operands.iter().skip(1).take(1).all(|w| quantized(w) || dense(w))
+            }
+            Op::MatmulMulti => f32_left,
+            _ => true,
+        }
+    }
+
+    fn cost(
+        &self,
+        op: Op,
+        operands: &[&TensorType],
+        results: &[&TensorType],
+        sizes: &dyn Fn(&str) -> u64,
+    ) -> Cost {
+        let bytes = |ty: &TensorType| ty.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64;
+        let numel = |ty: &TensorType| {
+            ty.shape
+                .0
+                .iter()
+                .map(|d| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64)
+                .product::<f64>()
+        };
+        if matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota) {
+            return Cost::default();
+        }
+        let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
+        let out: f64 = results.iter().map(|ty| numel(ty)).sum();
+        let last = |ty: &TensorType| {
+            ty.shape.0.last().and_then(|d| d.eval(|s| Some(sizes(s)))).unwrap_or(1) as f64
+        };
+        let flops = match op {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulMulti => {
+                out * operands.first().map_or(1.0, |x| last(x))
+            }
+            Op::MatmulGated => 2.0 * out * operands.first().map_or(1.0, |x| last(x)),
+            _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
+        };
+        // A product prepares its left operand in a step of its own.
+        let launches = match op {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulMulti | Op::MatmulGated => 2.0,
+            _ => 1.0,
+        };
+        Cost { bytes: moved, flops, launches }
+    }
+
+    fn seconds(&self, cost: &Cost) -> f64 {
+        let cores = self.threads as f64;
+        (cost.bytes / (BYTES_PER_SECOND * cores)).max(cost.flops / (FLOPS_PER_SECOND * cores))
+            + cost.launches * SECONDS_PER_LAUNCH
+    }
+
+    fn scratch_bytes(
+        &self,
+        func: &Func,
+        inst: &Inst,
+        symbols: &IndexMap<Symbol, SymbolRange>,
+    ) -> u64 {
+        let types: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
+        let max = |d: &aether_ir::Dim| d.upper_bound(symbols).unwrap_or(0) as usize;
+        match inst.op {
+            Op::Matmul if !inst.attrs.bool("transpose_b", false) => {
+                match types[1].shape.0.as_slice() {
+                    [k, n] => product::plain_scratch_bytes(self.isa, self.threads, max(k), max(n)),
+                    _ => 0,
+                }
+            }
+            Op::Matmul | Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => {
+                let x = types[0];
+                let tokens: usize = x.shape.0[..x.rank().max(1) - 1].iter().map(max).product();
+                let weights = match inst.op {
+                    Op::MatmulGated => 2,
+                    Op::MatmulMulti => inst.attrs.int("weights", 0).max(0) as usize,
+                    _ => 1,
+                };
+                let used = &types[..types.len().min(1 + weights)];
+                product::scratch_bytes(self.isa, self.threads, tokens, used)
+            }
+            Op::Attention => {
+                let number = |ty: &TensorType, axis: usize| max(&ty.shape.0[axis]);
+                let shape = Attention {
+                    tokens: number(types[0], 0),
+                    past: 0,
+                    heads: number(types[0], 1),
+                    kv_heads: number(types[1], 1).max(1),
+                    head_dim: number(types[0], 2),
+                    v_dim: number(types[2], 2),
+                    scale: 1.0,
+                    window: None,
+                    soft_cap: None,
+                };
+                let per_worker = shape.scratch_len(self.isa).next_multiple_of(64);
+                (per_worker * 4 * self.threads) as u64
+            }
+            _ => 0,
+        }
+    }
+
+    fn in_place(&self, op: Op, operand: usize) -> bool {
+        match op {
+            Op::RmsNorm | Op::LayerNorm | Op::Rope | Op::Softmax | Op::LogSoftmax => operand == 0,
+            Op::Neg | Op::Abs | Op::Relu | Op::Sqrt | Op::Rsqrt | Op::Exp | Op::Log | Op::Sin => {
+                true
+            }
+            Op::Cos | Op::Tanh | Op::Sigmoid | Op::Silu | Op::Gelu | Op::GeluTanh | Op::Erf => true,
+            Op::Floor | Op::Ceil | Op::Round => true,
+            Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Max | Op::Min => true,
+            _ => false,
+        }
+    }
+}
