@@ -7,6 +7,7 @@
 use std::collections::BinaryHeap;
 
 use super::hash::IdTable;
+use super::unicode::char_len;
 use super::vocab::{Arena, SpecialIds, VocabData, texts};
 
 /// How a space is written in a vocabulary.
@@ -117,18 +118,13 @@ impl Spm {
         }
     }
 
-    /// One stretch per character, as the lead bytes say; the text need not be valid UTF-8.
+    /// One stretch per character. A byte that is not valid UTF-8 is one of its own, so that it
+    /// takes no part of an escaped space with it.
     fn characters(&self, text: &[u8]) -> Vec<Node> {
         let mut nodes = Vec::with_capacity(text.len());
         let mut start = 0;
         while start < text.len() {
-            let len = match text[start] {
-                0xf0.. => 4,
-                0xe0.. => 3,
-                0xc0.. => 2,
-                _ => 1,
-            };
-            let len = len.min(text.len() - start);
+            let len = char_len(&text[start..]);
             let index = nodes.len() as u32;
             nodes.push(Node {
                 start: start as u32,

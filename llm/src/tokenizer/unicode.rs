@@ -102,6 +102,12 @@ impl Classes {
     }
 }
 
+/// Length in bytes of the character at the start of `text`, which is not empty; 1 for a byte
+/// that begins no valid character.
+pub(super) fn char_len(text: &[u8]) -> usize {
+    if text[0] < 0x80 { 1 } else { decode(text).map_or(1, |(_, len)| len) }
+}
+
 /// Decodes the non-ASCII character at the start of `text`, or `None` if it is not valid
 /// UTF-8 (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF).
 fn decode(text: &[u8]) -> Option<(u32, usize)> {

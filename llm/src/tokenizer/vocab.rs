@@ -195,7 +195,7 @@ impl Vocab {
             "gpt2" => {
                 let pre = data.pre.as_deref().filter(|p| !p.is_empty()).unwrap_or("default");
                 let known = pretokenize::lookup(pre)
-                    .ok_or_else(|| TokenizerError::UnsupportedPre { name: pre.to_owned() })?;
+                    .ok_or_else(|| TokenizerError::UnsupportedPre { name: shown_name(pre) })?;
                 Model::Bpe(known)
             }
             other => return Err(TokenizerError::UnsupportedModel(shown_name(other))),
