@@ -1,0 +1,333 @@
+//! Elementwise operations on contiguous f32, with the broadcasts that models need.
+//!
+//! Every function works on the slices it is given; a caller that spreads the work over threads
+//! hands each thread its own range. Lengths must agree: the shorter one bounds the work, and a
+//! debug build asserts. Maximum and minimum follow `f32::max` only for numbers: NaN in either
+//! operand gives NaN. The accuracy of the transcendental operations is stated in
+//! [`math`](super::math).
+
+use super::isa::Isa;
+use super::math;
+use super::simd::{Simd, dispatch};
+
+/// A binary operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Max,
+    Min,
+}
+
+/// A unary operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unary {
+    Neg,
+    Abs,
+    Relu,
+    Square,
+    Sqrt,
+    Rsqrt,
+    Recip,
+    Exp,
+    Tanh,
+    Sigmoid,
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+    /// GELU in its exact form.
+    GeluErf,
+    Erf,
+    Log,
+    Sin,
+    Cos,
+    Floor,
+    Ceil,
+    /// To the nearest integer, ties to even.
+    Round,
+}
+
+/// The second operand of a binary operation, as vectors at an element offset.
+trait Operand: Copy {
+    unsafe fn vector<S: Simd>(self, i: usize) -> S::V;
+    unsafe fn part<S: Simd>(self, i: usize, n: usize) -> S::V;
+}
+
+#[derive(Clone, Copy)]
+struct Slice(*const f32);
+
+#[derive(Clone, Copy)]
+struct Value(f32);
+
+// SAFETY of both: the caller keeps `i` and `n` within what the pointer covers.
+impl Operand for Slice {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(self, i: usize) -> S::V {
+        unsafe { S::load(self.0.add(i)) }
+    }
+    #[inline(always)]
+    unsafe fn part<S: Simd>(self, i: usize, n: usize) -> S::V {
+        unsafe { S::load_part(self.0.add(i), n) }
+    }
+}
+
+impl Operand for Value {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(self, _: usize) -> S::V {
+        unsafe { S::splat(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn part<S: Simd>(self, _: usize, _: usize) -> S::V {
+        unsafe { S::splat(self.0) }
+    }
+}
+
+/// `out[i] = f(a[i], b[i])` for `i < n`; `out` may be `a` or `b`.
+#[inline(always)]
+unsafe fn zip<S: Simd, A: Operand, B: Operand>(
+    a: A,
+    b: B,
+    out: *mut f32,
+    n: usize,
+    f: impl Fn(S::V, S::V) -> S::V,
+) {
+    // SAFETY: the caller's pointers cover `n` elements; each is read before its place is written.
+    unsafe {
+        let mut i = 0;
+        while i + S::LANES <= n {
+            S::store(out.add(i), f(a.vector::<S>(i), b.vector::<S>(i)));
+            i += S::LANES;
+        }
+        if i < n {
+            let v = f(a.part::<S>(i, n - i), b.part::<S>(i, n - i));
+            S::store_part(out.add(i), v, n - i);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn binary_op<S: Simd, A: Operand, B: Operand>(
+    op: Binary,
+    a: A,
+    b: B,
+    out: *mut f32,
+    n: usize,
+) {
+    // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
+    unsafe {
+        // `max` and `min` pass NaN on from the second operand alone.
+        match op {
+            Binary::Add => zip::<S, A, B>(a, b, out, n, |x, y| S::add(x, y)),
+            Binary::Sub => zip::<S, A, B>(a, b, out, n, |x, y| S::sub(x, y)),
+            Binary::Mul => zip::<S, A, B>(a, b, out, n, |x, y| S::mul(x, y)),
+            Binary::Div => zip::<S, A, B>(a, b, out, n, |x, y| S::div(x, y)),
+            Binary::Max => zip::<S, A, B>(a, b, out, n, |x, y| keep_nan::<S>(x, S::max(x, y))),
+            Binary::Min => zip::<S, A, B>(a, b, out, n, |x, y| keep_nan::<S>(x, S::min(x, y))),
+        }
+    }
+}
+
+/// `value`, or `x` where `x` is NaN.
+#[inline(always)]
+unsafe fn keep_nan<S: Simd>(x: S::V, value: S::V) -> S::V {
+    // SAFETY: no condition but the instruction set.
+    unsafe {
+        let number = S::lt(S::splat(-1.0), S::abs(x));
+        S::select(number, value, x)
+    }
+}
+
+#[inline(always)]
+unsafe fn binary_body<S: Simd>(op: Binary, a: *const f32, b: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: passed on.
+    unsafe { binary_op::<S, _, _>(op, Slice(a), Slice(b), out, n) }
+}
+
+#[inline(always)]
+unsafe fn binary_left_body<S: Simd>(op: Binary, a: f32, b: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: passed on.
+    unsafe { binary_op::<S, _, _>(op, Value(a), Slice(b), out, n) }
+}
+
+#[inline(always)]
+unsafe fn binary_right_body<S: Simd>(op: Binary, a: *const f32, b: f32, out: *mut f32, n: usize) {
+    // SAFETY: passed on.
+    unsafe { binary_op::<S, _, _>(op, Slice(a), Value(b), out, n) }
+}
+
+dispatch! {
+    /// `out[i] = op(a[i], b[i])` for `i < n`; the operands may be `out` itself.
+    ///
+    /// # Safety
+    /// The pointers cover `n` elements and either coincide or do not overlap.
+    pub unsafe fn binary_raw(isa; op: Binary, a: *const f32, b: *const f32, out: *mut f32, n: usize)
+        = binary_body
+}
+
+dispatch! {
+    /// `out[i] = op(a, b[i])` for `i < n`.
+    ///
+    /// # Safety
+    /// As [`binary_raw`].
+    pub unsafe fn binary_left_raw(isa; op: Binary, a: f32, b: *const f32, out: *mut f32, n: usize)
+        = binary_left_body
+}
+
+dispatch! {
+    /// `out[i] = op(a[i], b)` for `i < n`.
+    ///
+    /// # Safety
+    /// As [`binary_raw`].
+    pub unsafe fn binary_right_raw(isa; op: Binary, a: *const f32, b: f32, out: *mut f32, n: usize)
+        = binary_right_body
+}
+
+fn common(a: usize, b: usize) -> usize {
+    debug_assert_eq!(a, b, "operands of an elementwise kernel differ in length");
+    a.min(b)
+}
+
+/// `out[i] = op(a[i], b[i])`.
+pub fn binary(isa: Isa, op: Binary, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let n = common(common(a.len(), b.len()), out.len());
+    // SAFETY: all three cover `n` elements and the borrow keeps them apart.
+    unsafe { binary_raw(isa, op, a.as_ptr(), b.as_ptr(), out.as_mut_ptr(), n) }
+}
+
+/// `a[i] = op(a[i], b[i])`.
+pub fn binary_assign(isa: Isa, op: Binary, a: &mut [f32], b: &[f32]) {
+    let n = common(a.len(), b.len());
+    let p = a.as_mut_ptr();
+    // SAFETY: both cover `n` elements; `out` is `a` itself.
+    unsafe { binary_raw(isa, op, p, b.as_ptr(), p, n) }
+}
+
+/// `out[r][c] = op(a[r][c], row[c])` for rows of `row.len()` elements.
+pub fn binary_row(isa: Isa, op: Binary, a: &[f32], row: &[f32], out: &mut [f32]) {
+    common(a.len(), out.len());
+    if row.is_empty() {
+        return;
+    }
+    for (a, out) in a.chunks_exact(row.len()).zip(out.chunks_exact_mut(row.len())) {
+        binary(isa, op, a, row, out);
+    }
+}
+
+/// `out[i] = op(a[i], b)`.
+pub fn binary_scalar(isa: Isa, op: Binary, a: &[f32], b: f32, out: &mut [f32]) {
+    let n = common(a.len(), out.len());
+    // SAFETY: both cover `n` elements.
+    unsafe { binary_right_raw(isa, op, a.as_ptr(), b, out.as_mut_ptr(), n) }
+}
+
+#[inline(always)]
+unsafe fn map<S: Simd>(x: *const f32, out: *mut f32, n: usize, f: impl Fn(S::V) -> S::V) {
+    // SAFETY: the caller's pointers cover `n` elements.
+    unsafe { zip::<S, _, _>(Slice(x), Value(0.0), out, n, |v, _| f(v)) }
+}
+
+/// Operations that are not worth vector code of their own.
+#[inline(always)]
+unsafe fn map_scalar(x: *const f32, out: *mut f32, n: usize, f: impl Fn(f32) -> f32) {
+    for i in 0..n {
+        // SAFETY: the caller's pointers cover `n` elements.
+        unsafe { *out.add(i) = f(*x.add(i)) };
+    }
+}
+
+#[inline(always)]
+unsafe fn unary_body<S: Simd>(op: Unary, x: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
+    unsafe {
+        let one = S::splat(1.0);
+        match op {
+            Unary::Neg => map::<S>(x, out, n, |v| S::mul(v, S::splat(-1.0))),
+            Unary::Abs => map::<S>(x, out, n, |v| S::abs(v)),
+            Unary::Relu => map::<S>(x, out, n, |v| S::max(S::splat(0.0), v)),
+            Unary::Square => map::<S>(x, out, n, |v| S::mul(v, v)),
+            Unary::Sqrt => map::<S>(x, out, n, |v| S::sqrt(v)),
+            Unary::Rsqrt => map::<S>(x, out, n, |v| S::div(one, S::sqrt(v))),
+            Unary::Recip => map::<S>(x, out, n, |v| S::div(one, v)),
+            Unary::Exp => map::<S>(x, out, n, |v| math::exp::<S>(v)),
+            Unary::Tanh => map::<S>(x, out, n, |v| math::tanh::<S>(v)),
+            Unary::Sigmoid => map::<S>(x, out, n, |v| math::sigmoid::<S>(v)),
+            Unary::Silu => map::<S>(x, out, n, |v| math::silu::<S>(v)),
+            Unary::GeluTanh => map::<S>(x, out, n, |v| math::gelu_tanh::<S>(v)),
+            Unary::GeluErf => map::<S>(x, out, n, |v| math::gelu_erf::<S>(v)),
+            Unary::Erf => map::<S>(x, out, n, |v| math::erf::<S>(v)),
+            Unary::Log => map_scalar(x, out, n, f32::ln),
+            Unary::Sin => map_scalar(x, out, n, f32::sin),
+            Unary::Cos => map_scalar(x, out, n, f32::cos),
+            Unary::Floor => map_scalar(x, out, n, f32::floor),
+            Unary::Ceil => map_scalar(x, out, n, f32::ceil),
+            Unary::Round => map_scalar(x, out, n, f32::round_ties_even),
+        }
+    }
+}
+
+dispatch! {
+    /// `out[i] = op(x[i])` for `i < n`; `out` may be `x`.
+    ///
+    /// # Safety
+    /// The pointers cover `n` elements and either coincide or do not overlap.
+    pub unsafe fn unary_raw(isa; op: Unary, x: *const f32, out: *mut f32, n: usize) = unary_body
+}
+
+/// `out[i] = op(x[i])`.
+pub fn unary(isa: Isa, op: Unary, x: &[f32], out: &mut [f32]) {
+    let n = common(x.len(), out.len());
+    // SAFETY: both cover `n` elements.
+    unsafe { unary_raw(isa, op, x.as_ptr(), out.as_mut_ptr(), n) }
+}
+
+/// `x[i] = op(x[i])`.
+pub fn unary_assign(isa: Isa, op: Unary, x: &mut [f32]) {
+    let p = x.as_mut_ptr();
+    // SAFETY: `out` is `x` itself.
+    unsafe { unary_raw(isa, op, p, p, x.len()) }
+}
+
+/// The activation of a gated feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gate {
+    Silu,
+    GeluTanh,
+    GeluErf,
+    Relu,
+    Sigmoid,
+}
+
+#[inline(always)]
+unsafe fn gated_body<S: Simd>(op: Gate, g: *const f32, u: *const f32, out: *mut f32, n: usize) {
+    let (a, b) = (Slice(g), Slice(u));
+    // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
+    unsafe {
+        match op {
+            Gate::Silu => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::silu::<S>(g), u)),
+            Gate::GeluTanh => {
+                zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::gelu_tanh::<S>(g), u))
+            }
+            Gate::GeluErf => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::gelu_erf::<S>(g), u)),
+            Gate::Relu => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(S::max(S::splat(0.0), g), u)),
+            Gate::Sigmoid => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::sigmoid::<S>(g), u)),
+        }
+    }
+}
+
+dispatch! {
+    /// `out[i] = op(g[i]) · u[i]` for `i < n`; `out` may be `g` or `u`.
+    ///
+    /// # Safety
+    /// The pointers cover `n` elements and either coincide or do not overlap.
+    pub unsafe fn gated_raw(isa; op: Gate, g: *const f32, u: *const f32, out: *mut f32, n: usize)
+        = gated_body
+}
+
+/// `out[i] = op(g[i]) · u[i]`.
+pub fn gated(isa: Isa, op: Gate, g: &[f32], u: &[f32], out: &mut [f32]) {
+    let n = common(common(g.len(), u.len()), out.len());
+    // SAFETY: all three cover `n` elements.
+    unsafe { gated_raw(isa, op, g.as_ptr(), u.as_ptr(), out.as_mut_ptr(), n) }
+}

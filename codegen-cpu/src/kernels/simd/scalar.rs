@@ -1,0 +1,165 @@
+//! Plain Rust over four lanes, which the compiler turns into whatever the target has.
+
+use half::f16;
+
+use super::Simd;
+
+/// Plain Rust.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar;
+
+const L: usize = 4;
+
+/// 1.5·2^23: adding and subtracting it leaves the nearest integer of a small f32.
+const ROUNDER: f32 = 12_582_912.0;
+
+#[inline(always)]
+fn map(a: [f32; L], f: impl Fn(f32) -> f32) -> [f32; L] {
+    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
+}
+
+#[inline(always)]
+fn zip(a: [f32; L], b: [f32; L], f: impl Fn(f32, f32) -> f32) -> [f32; L] {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+}
+
+/// 2^n for an integral n within the exponents of normal numbers.
+#[inline(always)]
+fn pow2(n: i32) -> f32 {
+    f32::from_bits(((n + 127) as u32) << 23)
+}
+
+// SAFETY of the pointer reads and writes: they touch the elements that the trait says, which
+// the caller vouches for.
+impl Simd for Scalar {
+    type V = [f32; L];
+    type M = [bool; L];
+    const LANES: usize = L;
+    const MR: usize = 4;
+    const DOT_COLS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; L]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::V {
+        unsafe { p.cast::<[f32; L]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
+        let mut v = [0.0; L];
+        for (i, x) in v.iter_mut().enumerate().take(n) {
+            *x = unsafe { *p.add(i) };
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::V) {
+        unsafe { p.cast::<[f32; L]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(p: *mut f32, v: Self::V, n: usize) {
+        for (i, x) in v.into_iter().enumerate().take(n) {
+            unsafe { *p.add(i) = x };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::V {
+        let bits = unsafe { p.cast::<[u16; L]>().read_unaligned() };
+        bits.map(|b| f16::from_bits(b).to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::V) {
+        unsafe { p.cast::<[u16; L]>().write_unaligned(v.map(|x| f16::from_f32_const(x).to_bits())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::V {
+        let bits = unsafe { p.cast::<[u16; L]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(b) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        zip(zip(a, b, |a, b| a * b), c, |p, c| p + c)
+    }
+    #[inline(always)]
+    unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        zip(zip(a, b, |a, b| a * b), c, |p, c| c - p)
+    }
+    #[inline(always)]
+    unsafe fn mul_error(a: Self::V, b: Self::V, product: Self::V) -> Self::V {
+        // The product of two f32 is exact in f64.
+        let mut e = [0.0; L];
+        for i in 0..L {
+            e[i] = (f64::from(a[i]) * f64::from(b[i]) - f64::from(product[i])) as f32;
+        }
+        e
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::V) -> Self::V {
+        map(a, f32::sqrt)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::V) -> Self::V {
+        map(a, f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn copysign(a: Self::V, s: Self::V) -> Self::V {
+        zip(a, s, f32::copysign)
+    }
+    #[inline(always)]
+    unsafe fn round_small(a: Self::V) -> Self::V {
+        map(a, |a| (a + ROUNDER) - ROUNDER)
+    }
+    #[inline(always)]
+    unsafe fn scale2(a: Self::V, n: Self::V) -> Self::V {
+        zip(a, n, |a, n| {
+            // A NaN exponent only comes with a NaN operand; `as` then gives 0.
+            let n = n as i32;
+            let half = n >> 1;
+            a * pow2(half) * pow2(n - half)
+        })
+    }
+    #[inline(always)]
+    unsafe fn lt(a: Self::V, b: Self::V) -> Self::M {
+        [a[0] < b[0], a[1] < b[1], a[2] < b[2], a[3] < b[3]]
+    }
+    #[inline(always)]
+    unsafe fn select(m: Self::M, a: Self::V, b: Self::V) -> Self::V {
+        let pick = |i: usize| if m[i] { a[i] } else { b[i] };
+        [pick(0), pick(1), pick(2), pick(3)]
+    }
+    #[inline(always)]
+    unsafe fn sum(a: Self::V) -> f32 {
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+    #[inline(always)]
+    unsafe fn max_lane(a: Self::V) -> f32 {
+        a[0].max(a[1]).max(a[2].max(a[3]))
+    }
+}
