@@ -146,7 +146,7 @@ op_table! {
     And "and" 2..=2, [], ew::infer_logical, Some(ew::eval_and), "Logical and of `bool`, broadcast.";
     Or "or" 2..=2, [], ew::infer_logical, Some(ew::eval_or), "Logical or of `bool`, broadcast.";
     Select "select" 3..=3, [], ew::infer_select, Some(ew::eval_select), "Where the first operand holds, the second, else the third; broadcast.";
-    Cast "cast" 1..=1, [], ew::infer_cast, Some(ew::eval_cast), "To the element type of the result: floats to integers truncate and saturate, NaN to 0; from quantised types dequantises.";
+    Cast "cast" 1..=1, [], ew::infer_cast, Some(ew::eval_cast), "To the element type of the result: floats to integers truncate and saturate, NaN to 0; integers wrap to narrower ones; `bool` is whether a number is not 0; from quantised types dequantises.";
 
     Reshape "reshape" 1..=1, [], shape::infer_reshape, Some(shape::eval_reshape), "The same elements in row-major order under the shape of the result.";
     Broadcast "broadcast" 1..=1, [], shape::infer_broadcast, Some(shape::eval_broadcast), "NumPy's broadcast to the shape of the result.";

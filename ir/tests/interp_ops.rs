@@ -1,0 +1,295 @@
+//! The reference meanings against values made by `scripts/oracles/ops.py` with NumPy, and
+//! properties that hold for any values.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aether_ir::tensor::ConcreteType;
+use aether_ir::{Attr, Attrs, DType, Layout, Op, Tensor, eval_inst};
+use serde_json::Value;
+
+fn cases() -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/ops.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn float(v: &Value) -> f64 {
+    match v.as_str() {
+        Some(special) => special.parse().unwrap(),
+        None => v.as_f64().unwrap(),
+    }
+}
+
+fn ty(v: &Value) -> ConcreteType {
+    let shape = v["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize);
+    let layout = v["layout"].as_str().map_or(Layout::RowMajor, |l| Layout::from_name(l).unwrap());
+    let dtype: DType = v["dtype"].as_str().unwrap().parse().unwrap();
+    ConcreteType { dtype, shape: shape.collect(), layout }
+}
+
+fn tensor(v: &Value) -> Tensor {
+    let ty = ty(v);
+    if let Some(hex) = v["hex"].as_str() {
+        let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        return Tensor::new(ty, bytes).unwrap();
+    }
+    let values = v["values"].as_array().unwrap();
+    if ty.dtype.is_float() {
+        let values: Vec<f64> = values.iter().map(float).collect();
+        Tensor::from_f64(ty.dtype, &ty.shape, &values).unwrap()
+    } else {
+        let values: Vec<i64> = values.iter().map(|v| v.as_i64().unwrap()).collect();
+        Tensor::from_i64(ty.dtype, &ty.shape, &values).unwrap()
+    }
+}
+
+fn attrs(v: &Value) -> Attrs {
+    v.as_object().unwrap().iter().fold(Attrs::new(), |attrs, (name, value)| {
+        let attr = match value {
+            Value::Bool(b) => Attr::Bool(*b),
+            Value::Number(n) => n.as_i64().map_or_else(|| n.as_f64().unwrap().into(), Attr::Int),
+            Value::String(s) => s.as_str().into(),
+            list => {
+                let list = list.as_array().unwrap().iter();
+                Attr::Ints(list.map(|i| i.as_i64().unwrap()).collect())
+            }
+        };
+        attrs.with(name, attr)
+    })
+}
+
+/// One unit in the last place, relative to the value.
+fn ulp(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-10),
+        DType::Bf16 => 2f64.powi(-7),
+        DType::F32 => 2f64.powi(-23),
+        _ => 0.0,
+    }
+}
+
+/// Nothing is computed but what f64 computes exactly or rounds as IEEE says.
+const EXACT: [&str; 30] = [
+    "neg",
+    "abs",
+    "sign",
+    "sqrt",
+    "relu",
+    "floor",
+    "ceil",
+    "round",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "select",
+    "cast",
+    "splat",
+    "iota",
+    "reshape",
+    "broadcast",
+    "transpose",
+    "slice",
+    "concat",
+    "gather",
+    "reduce_max",
+    "reduce_min",
+    "top_k",
+    "pack",
+    "kv_append",
+    "not",
+];
+
+#[test]
+fn meanings_equal_the_oracle() {
+    for case in cases() {
+        let op: Op = case["op"].as_str().unwrap().parse().unwrap();
+        let what = format!("{op} {} {}", case["note"], case["attrs"]);
+        let operands: Vec<Tensor> =
+            case["operands"].as_array().unwrap().iter().map(tensor).collect();
+        let operands: Vec<&Tensor> = operands.iter().collect();
+        let expected = case["results"].as_array().unwrap();
+        let types: Vec<ConcreteType> = expected.iter().map(ty).collect();
+        let results = eval_inst(op, &attrs(&case["attrs"]), &operands, &types)
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        for (got, want) in results.iter().zip(expected.iter().map(tensor)) {
+            if !got.dtype().is_float() {
+                assert_eq!(got.bytes(), want.bytes(), "{what}");
+                continue;
+            }
+            let (got_values, want_values) = (got.to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
+            let finite = want_values.iter().filter(|v| v.is_finite());
+            let magnitude = finite.fold(1.0, |m: f64, v| m.max(v.abs()));
+            for (i, (g, w)) in got_values.iter().zip(&want_values).enumerate() {
+                let same = g == w || (g.is_nan() && w.is_nan());
+                let close = (g - w).abs() <= ulp(got.dtype()) * w.abs() + 1e-13 * magnitude;
+                let fits = same || (close && !EXACT.contains(&op.name()));
+                assert!(fits, "{what}: result {i} is {g:e}, expected {w:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_op_has_a_case() {
+    let covered: BTreeSet<String> =
+        cases().iter().map(|c| c["op"].as_str().unwrap().to_owned()).collect();
+    for op in Op::all().filter(|op| op.info().eval.is_some()) {
+        assert!(covered.contains(op.name()), "{op} has no case in scripts/oracles/ops.py");
+    }
+    assert!(EXACT.iter().all(|name| covered.contains(*name)));
+}
+
+fn random(rng: &mut fastrand::Rng, dtype: DType, shape: &[usize]) -> Tensor {
+    let n = shape.iter().product();
+    let values: Vec<f64> = (0..n).map(|_| rng.f64() * 6.0 - 3.0).collect();
+    Tensor::from_f64(dtype, shape, &values).unwrap()
+}
+
+fn one(op: Op, attrs: &Attrs, operands: &[&Tensor], dtype: DType, shape: &[usize]) -> Tensor {
+    eval_inst(op, attrs, operands, &[ConcreteType::new(dtype, shape)]).unwrap().remove(0)
+}
+
+#[test]
+fn softmax_sums_to_one_and_agrees_with_its_logarithm() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..20 {
+        let shape = [rng.usize(1..4), rng.usize(1..9)];
+        let x = random(&mut rng, DType::F64, &shape);
+        let attrs = Attrs::new().with("axis", 1i64);
+        let p = one(Op::Softmax, &attrs, &[&x], DType::F64, &shape).to_array_f64().unwrap();
+        let log = one(Op::LogSoftmax, &attrs, &[&x], DType::F64, &shape).to_array_f64().unwrap();
+        for row in p.rows() {
+            assert!((row.sum() - 1.0).abs() < 1e-12);
+        }
+        assert!(p.iter().zip(&log).all(|(p, l)| (p.ln() - l).abs() < 1e-12));
+    }
+}
+
+#[test]
+fn transposing_back_is_the_identity() {
+    let mut rng = fastrand::Rng::with_seed(2);
+    for _ in 0..50 {
+        let dtype = *rng.choice(&[DType::F32, DType::F16, DType::I64, DType::U8]).unwrap();
+        let mut perm = [0i64, 1, 2, 3];
+        rng.shuffle(&mut perm);
+        let shape: Vec<usize> = (0..4).map(|_| rng.usize(0..4)).collect();
+        let x = random(&mut rng, dtype, &shape);
+        let there: Vec<usize> = perm.iter().map(|&p| shape[p as usize]).collect();
+        let back: Vec<i64> =
+            (0..4).map(|i| perm.iter().position(|&p| p == i).unwrap() as i64).collect();
+        let y = one(Op::Transpose, &Attrs::new().with("perm", perm.to_vec()), &[&x], dtype, &there);
+        assert_eq!(one(Op::Transpose, &Attrs::new().with("perm", back), &[&y], dtype, &shape), x);
+    }
+}
+
+/// A sequence taken in two parts through the cache equals the whole at once.
+#[test]
+fn appending_then_attending_equals_attending_over_all() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    for round in 0..20 {
+        let (tokens, heads, d, context) = (rng.usize(2..7), 4, 3, 8);
+        let split = rng.usize(1..tokens);
+        let attrs = Attrs::new()
+            .with("scale", 0.4)
+            .with("window", if round % 2 == 0 { 0i64 } else { 3 })
+            .with("softcap", if round % 3 == 0 { 2.0 } else { 0.0 });
+        let q = random(&mut rng, DType::F32, &[tokens, heads, d]);
+        let rows = [(); 2].map(|()| random(&mut rng, DType::F32, &[tokens, 2, d]));
+        let part = |x: &Tensor, from: usize, to: usize| {
+            let starts = Attr::Ints(vec![from as i64, 0, 0]);
+            let limits = Attr::Ints(vec![to as i64, x.shape()[1] as i64, d as i64]);
+            let attrs = Attrs::new().with("starts", starts).with("limits", limits);
+            one(Op::Slice, &attrs, &[x], DType::F32, &[to - from, x.shape()[1], d])
+        };
+        let append = |cache: &Tensor, rows: &Tensor, past: usize| {
+            let past = Tensor::scalar_i32(past as i32);
+            let operands = [cache, rows, &past];
+            one(Op::KvAppend, &Attrs::new(), &operands, DType::F16, &[context, 2, d])
+        };
+        let attend = |q: &Tensor, caches: &[Tensor; 2], past: usize| {
+            let past = Tensor::scalar_i32(past as i32);
+            let operands = [q, &caches[0], &caches[1], &past];
+            one(Op::Attention, &attrs, &operands, DType::F32, q.shape())
+        };
+        let empty = Tensor::splat(DType::F16, &[context, 2, d], f64::NAN).unwrap();
+        let caches = [&rows[0], &rows[1]].map(|r| append(&empty, r, 0));
+        let whole = attend(&q, &caches, 0);
+
+        let caches = [&rows[0], &rows[1]].map(|r| append(&empty, &part(r, 0, split), 0));
+        let first = attend(&part(&q, 0, split), &caches, 0);
+        let i = [0, 1];
+        let caches = i.map(|i| append(&caches[i], &part(&rows[i], split, tokens), split));
+        let second = attend(&part(&q, split, tokens), &caches, split);
+        let joined = one(
+            Op::Concat,
+            &Attrs::new().with("axis", 0i64),
+            &[&first, &second],
+            DType::F32,
+            whole.shape(),
+        );
+        assert_eq!(joined, whole);
+    }
+}
+
+/// Rotation keeps lengths, and products depend on the distance only.
+#[test]
+fn rope_depends_on_distance() {
+    let mut rng = fastrand::Rng::with_seed(4);
+    for mode in ["norm", "neox"] {
+        let attrs = Attrs::new().with("mode", mode).with("theta", 10_000.0).with("n_dims", 6i64);
+        let (a, b) =
+            (random(&mut rng, DType::F64, &[1, 1, 6]), random(&mut rng, DType::F64, &[1, 1, 6]));
+        let product = |p: i32, q: i32| {
+            let turn = |x: &Tensor, at: i32| {
+                let at = Tensor::scalar_i32(at);
+                one(Op::Rope, &attrs, &[x, &at], DType::F64, &[1, 1, 6]).to_f64_vec().unwrap()
+            };
+            turn(&a, p).iter().zip(turn(&b, q)).map(|(x, y)| x * y).sum::<f64>()
+        };
+        assert!((product(3, 10) - product(103, 110)).abs() < 1e-11);
+        assert!((product(3, 10) - product(3, 11)).abs() > 1e-3);
+    }
+}
+
+/// What the type rule accepts but the values make impossible, and what it refuses.
+#[test]
+fn impossible_values_are_errors() {
+    let f = |shape: &[usize]| Tensor::zeros(DType::F32, shape).unwrap();
+    let i = Tensor::scalar_i32;
+    let none = Attrs::new();
+    let axis = Attrs::new().with("axis", 0i64);
+    let scale = Attrs::new().with("scale", 1.0);
+    let cache = f(&[4, 1, 2]);
+    let f32_of = |shape: &[usize]| ConcreteType::new(DType::F32, shape);
+    let table: Vec<(Op, &Attrs, Vec<Tensor>, ConcreteType, &str)> = vec![
+        (Op::Gather, &axis, vec![f(&[3]), i(3)], f32_of(&[]), "index 3 is out of range"),
+        (Op::Gather, &axis, vec![f(&[3]), i(-1)], f32_of(&[]), "index -1 is out of range"),
+        (Op::Div, &none, vec![i(1), i(0)], ConcreteType::new(DType::I32, []), "by zero"),
+        (Op::KvAppend, &none, vec![cache.clone(), f(&[2, 1, 2]), i(3)], cache.ty(), "context of 4"),
+        (Op::KvAppend, &none, vec![cache.clone(), f(&[2, 1, 2]), i(-1)], cache.ty(), "negative"),
+        (
+            Op::Attention,
+            &scale,
+            vec![f(&[1, 1, 2]), cache.clone(), cache.clone(), i(i32::MAX)],
+            f32_of(&[1, 1, 2]),
+            "context of 4",
+        ),
+        (Op::Argmax, &axis, vec![f(&[0])], ConcreteType::new(DType::I32, []), "is empty"),
+        (Op::Softmax, &none, vec![f(&[2])], f32_of(&[2]), "`axis` is missing"),
+        (Op::Add, &none, vec![f(&[2]), f(&[3])], f32_of(&[3]), "do not broadcast"),
+        (Op::Add, &none, vec![f(&[2]), f(&[2])], f32_of(&[3]), "expected tensor<2xf32>"),
+        (Op::Add, &none, vec![f(&[2])], f32_of(&[2]), "does not take 1 operands"),
+        (Op::Broadcast, &none, vec![f(&[])], f32_of(&[1 << 20, 1 << 20]), "more than 268435456"),
+        (Op::Broadcast, &none, vec![f(&[])], f32_of(&[usize::MAX >> 1, 8]), "more than 268435456"),
+        (Op::Call, &none, vec![], f32_of(&[]), "needs a module"),
+    ];
+    for (op, attrs, operands, result, message) in table {
+        let operands: Vec<&Tensor> = operands.iter().collect();
+        let e = eval_inst(op, attrs, &operands, &[result]).unwrap_err().to_string();
+        assert!(e.contains(message), "{op}: {e}");
+    }
+}
