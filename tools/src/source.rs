@@ -1,0 +1,73 @@
+//! From `-m` to a model file, and from `-p` or `-f` to a text.
+
+use std::path::{Path, PathBuf};
+
+use aether_llm::gguf::{self, Gguf};
+use aether_llm::hub::{self, Catalogue, PullOptions};
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::progress::Reporter;
+
+/// Which model to use.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ModelArg {
+    /// A GGUF file, or the name of a model (`aether models`); pulled at first use
+    #[arg(short, long, value_name = "FILE|NAME")]
+    pub model: Option<String>,
+    /// Check the SHA-256 of the file before using it: against the catalogue's for named models
+    #[arg(long)]
+    pub verify: bool,
+}
+
+impl ModelArg {
+    /// The path of the model's file, after a download when it is not there.
+    ///
+    /// # Errors
+    /// When there is no such file or name, the download fails, or the digest is wrong.
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        let catalogue = Catalogue::load(true)?;
+        let mut reporter = Reporter::new();
+        let path =
+            hub::locate(self.model.as_deref(), &catalogue, &PullOptions::from_env(), &mut |p| {
+                reporter.show(p);
+            })?;
+        drop(reporter);
+        if self.verify {
+            self.check_digest(&catalogue, &path)?;
+        }
+        Ok(path)
+    }
+
+    fn check_digest(&self, catalogue: &Catalogue, path: &Path) -> anyhow::Result<()> {
+        let digest = gguf::sha256(path, |_, _| {})?;
+        let name = self.model.as_deref().unwrap_or(hub::DEFAULT_MODEL);
+        let expected = catalogue.find(name).filter(|_| !Path::new(name).exists());
+        match expected {
+            Some(entry) if entry.sha256 != digest => bail!(
+                "{} has SHA-256 {digest}, the catalogue says {}; pull it again with `aether pull \
+                 {name} --force`",
+                path.display(),
+                entry.sha256
+            ),
+            _ => crate::output::note(&format!("sha256 {digest}  {}", path.display())),
+        }
+        Ok(())
+    }
+
+    /// Opens the model's file.
+    ///
+    /// # Errors
+    /// As [`ModelArg::path`], and when the file is no valid GGUF file.
+    pub fn open(&self) -> anyhow::Result<Gguf> {
+        Ok(Gguf::open(self.path()?)?)
+    }
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// When it cannot be read; the message names it.
+pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
