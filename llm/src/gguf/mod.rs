@@ -15,6 +15,7 @@ use memmap2::{Mmap, MmapMut};
 mod digest;
 mod error;
 mod get;
+pub mod inspect;
 mod read;
 mod tensor;
 mod value;
