@@ -17,3 +17,5 @@ pub mod rope;
 mod simd;
 pub mod softmax;
 mod tile;
+
+pub use simd::Load;
