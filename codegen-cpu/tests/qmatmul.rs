@@ -297,7 +297,7 @@ fn misfits_are_refused_with_a_reason() {
     let other = Weights::random(DType::Q4_0, 21, 64, &mut rng);
     let data = vec![0; act_bytes(2, 64).unwrap()];
     let acts = QActs::new(&data, 2, 64).unwrap();
-    let short = QActs::new(&data[..96], 2, 32).unwrap();
+    let short = QActs::new(&data[..128], 2, 32).unwrap();
     let mut out = [0.0; 42];
     let isa = Isa::Scalar;
     let ptr = OutPtr { ptr: out.as_mut_ptr(), stride: 20 };

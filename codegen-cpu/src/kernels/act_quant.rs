@@ -15,7 +15,8 @@ pub const TILE: usize = 16;
 /// Elements per block.
 pub const BLOCK: usize = 32;
 
-/// One block of one token.
+/// One block of one token: a cache line. The sums are kept in every scaling that a format wants,
+/// so that a kernel has but to load them.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct ActBlock {
@@ -24,9 +25,13 @@ pub(crate) struct ActBlock {
     /// Scale.
     pub d: f32,
     /// Minus the sum of the codes.
-    pub nsum: i32,
-    /// Minus the sum of the first 16 codes, and of the last 16.
-    pub nhalf: [i32; 2],
+    pub nsum: f32,
+    /// Minus the sum of the codes times 8, 16 and 128.
+    pub nsum_times: [i32; 3],
+    /// Minus the sum of the first 16 codes, and of the last 16, times 32.
+    pub nhalf_times_32: [i32; 2],
+    /// Fills the cache line.
+    pub unused: u32,
 }
 
 /// Bytes of an [`ActBlock`].
@@ -35,12 +40,13 @@ pub(crate) const BLOCK_BYTES: usize = size_of::<ActBlock>();
 /// Byte offsets of the fields of an [`ActBlock`].
 pub(crate) const D: usize = std::mem::offset_of!(ActBlock, d);
 pub(crate) const NSUM: usize = std::mem::offset_of!(ActBlock, nsum);
-pub(crate) const NHALF: usize = std::mem::offset_of!(ActBlock, nhalf);
+pub(crate) const NSUM_TIMES: usize = std::mem::offset_of!(ActBlock, nsum_times);
+pub(crate) const NHALF_TIMES_32: usize = std::mem::offset_of!(ActBlock, nhalf_times_32);
 
 /// Scratch bytes that `tokens` quantised rows of `k` elements take, or `None` when `k` is not a
 /// multiple of 32 or the size overflows.
 pub fn act_bytes(tokens: usize, k: usize) -> Option<usize> {
-    if k % BLOCK != 0 {
+    if !k.is_multiple_of(BLOCK) {
         return None;
     }
     (k / BLOCK).checked_mul(BLOCK_BYTES)?.checked_mul(tokens)
@@ -169,7 +175,14 @@ fn quantize_block(x: &[f32; BLOCK]) -> ActBlock {
     }
     let amax = f32::from_bits(top.iter().fold(0, |a, &b| a.max(b)));
     let inverse = 127.0 / amax;
-    let mut block = ActBlock { q: [0; BLOCK], d: 0.0, nsum: 0, nhalf: [0; 2] };
+    let mut block = ActBlock {
+        q: [0; BLOCK],
+        d: 0.0,
+        nsum: 0.0,
+        nsum_times: [0; 3],
+        nhalf_times_32: [0; 2],
+        unused: 0,
+    };
     if !amax.is_finite() {
         block.d = f32::NAN;
     } else if inverse.is_finite() {
@@ -181,10 +194,12 @@ fn quantize_block(x: &[f32; BLOCK]) -> ActBlock {
         for (q, code) in block.q.iter_mut().zip(&codes) {
             *q = *code as i8;
         }
-        for (half, codes) in block.nhalf.iter_mut().zip(codes.as_chunks::<16>().0) {
-            *half = -codes.iter().sum::<i32>();
-        }
-        block.nsum = block.nhalf[0] + block.nhalf[1];
+        let half = |i: usize| -codes[16 * i..16 * i + 16].iter().sum::<i32>();
+        let halves = [half(0), half(1)];
+        let sum = halves[0] + halves[1];
+        block.nsum = sum as f32;
+        block.nsum_times = [sum * 8, sum * 16, sum * 128];
+        block.nhalf_times_32 = halves.map(|h| h * 32);
     }
     block
 }
@@ -222,8 +237,11 @@ mod tests {
                     assert!((f32::from(*q) * block.d - v).abs() <= block.d * 0.5001);
                 }
                 let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
-                assert_eq!(block.nsum, -sum(&block.q));
-                assert_eq!(block.nhalf, [-sum(&block.q[..16]), -sum(&block.q[16..])]);
+                let total = -sum(&block.q);
+                assert_eq!(block.nsum, total as f32);
+                assert_eq!(block.nsum_times, [8, 16, 128].map(|n| total * n));
+                let halves = [-sum(&block.q[..16]), -sum(&block.q[16..])];
+                assert_eq!(block.nhalf_times_32, halves.map(|h| h * 32));
             }
         }
     }
@@ -236,7 +254,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             x[5] = bad;
             let block = quantize_block(&x);
-            assert!(block.d.is_nan() && block.q == [0; BLOCK] && block.nsum == 0);
+            assert!(block.d.is_nan() && block.q == [0; BLOCK] && block.nsum == 0.0);
         }
         for tiny in [0.0, -0.0, 1e-45, 1e-38] {
             let block = quantize_block(&[tiny; BLOCK]);
@@ -248,10 +266,10 @@ mod tests {
 
     #[test]
     fn sizes_are_checked() {
-        assert_eq!(act_bytes(3, 64), Some(3 * 2 * 48));
+        assert_eq!(act_bytes(3, 64), Some(3 * 2 * 64));
         assert_eq!(act_bytes(3, 33), None);
         assert_eq!(act_bytes(usize::MAX, 64), None);
-        assert!(QActs::new(&[0; 95], 1, 64).is_none());
-        assert!(QActsMut::new(&mut [0; 97], 1, 64).is_none());
+        assert!(QActs::new(&[0; 127], 1, 64).is_none());
+        assert!(QActsMut::new(&mut [0; 129], 1, 64).is_none());
     }
 }

@@ -63,7 +63,7 @@ pub fn groups(rows: usize) -> usize {
 /// When the type is not quantised, `cols` not a whole number of blocks, or the size overflows.
 pub fn group_bytes(dtype: DType, cols: usize) -> Result<usize, PackError> {
     let fields = fields::of(dtype).ok_or(PackError::NotQuantized(dtype))?;
-    if cols % dtype.block_len() != 0 {
+    if !cols.is_multiple_of(dtype.block_len()) {
         return Err(PackError::PartialBlock { dtype, cols });
     }
     (cols / dtype.block_len()).checked_mul(super_bytes(fields)).ok_or(PackError::Overflow {

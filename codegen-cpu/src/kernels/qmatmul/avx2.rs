@@ -19,6 +19,7 @@ impl Lanes for Avx2 {
     type C = [__m256i; 2];
 
     const WIDE_UNSIGNED: bool = false;
+    const CHAINS: usize = 2;
 
     #[inline(always)]
     unsafe fn zero_f() -> Self::F {
@@ -81,8 +82,8 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_set1_ps(p.read_unaligned()); 2] }
     }
     #[inline(always)]
-    unsafe fn splat_shl<const N: u32>(p: *const i32) -> Self::I {
-        unsafe { [_mm256_set1_epi32(p.read_unaligned() << N); 2] }
+    unsafe fn splat_shr(p: *const i32, n: u32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(p.read_unaligned() >> n); 2] }
     }
     #[inline(always)]
     unsafe fn splat_i32(p: *const i32) -> Self::F {

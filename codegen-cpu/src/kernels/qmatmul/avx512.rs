@@ -15,6 +15,7 @@ impl Lanes for Avx512 {
     type C = __m512i;
 
     const WIDE_UNSIGNED: bool = true;
+    const CHAINS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero_f() -> __m512 {
@@ -57,8 +58,8 @@ impl Lanes for Avx512 {
         unsafe { _mm512_set1_ps(p.read_unaligned()) }
     }
     #[inline(always)]
-    unsafe fn splat_shl<const N: u32>(p: *const i32) -> __m512i {
-        unsafe { _mm512_slli_epi32::<N>(_mm512_set1_epi32(p.read_unaligned())) }
+    unsafe fn splat_shr(p: *const i32, n: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.read_unaligned() >> n) }
     }
     #[inline(always)]
     unsafe fn splat_i32(p: *const i32) -> __m512 {

@@ -118,7 +118,7 @@ fn apply(gate: Gate, a: &mut [f32], b: &[f32]) {
         }
         Gate::GeluTanh => {
             // (1 + tanh z) / 2 is the logistic function of 2 z.
-            const TWICE_SQRT_2_PI: f32 = 1.595_769_1;
+            const TWICE_SQRT_2_PI: f32 = 1.595_769_2;
             for (a, b) in a.iter_mut().zip(b) {
                 let z = TWICE_SQRT_2_PI * (*a + 0.044_715 * *a * *a * *a);
                 *a = *a * sigmoid(z) * b;

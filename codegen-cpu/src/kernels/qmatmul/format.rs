@@ -159,7 +159,9 @@ impl Format for Q2K {
     unsafe fn scales<S: Lanes>(p: *const u8, out: &mut Scales<S>) {
         // SAFETY: within the position.
         unsafe {
-            let (d, dmin) = (S::load_f16(p), S::load_f16(p.add(32)));
+            let d = S::load_f16(p);
+            // The sums that minima are multiplied with come times 32.
+            let dmin = S::mul(S::load_f16(p.add(32)), S::splat(&(1.0 / 32.0)));
             for i in 0..16 {
                 let v = bytes(p.add(64), i);
                 out.scale[i] = S::mul(S::from_u8(map(v, |v| v & 15)), d);

@@ -21,6 +21,10 @@ pub(crate) trait Lanes {
     /// corrected by −128 times the activation's sum.
     const WIDE_UNSIGNED: bool;
 
+    /// Tokens to work on side by side: enough to hide the latency of the dot product, few enough
+    /// for the registers. 1, 2 or 4.
+    const CHAINS: usize;
+
     /// All lanes zero.
     unsafe fn zero_f() -> Self::F;
     /// All lanes zero.
@@ -41,8 +45,8 @@ pub(crate) trait Lanes {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The float at `p` in all lanes.
     unsafe fn splat(p: *const f32) -> Self::F;
-    /// The integer at `p`, shifted left by `N`, in all lanes.
-    unsafe fn splat_shl<const N: u32>(p: *const i32) -> Self::I;
+    /// The integer at `p`, shifted right by `n`, in all lanes.
+    unsafe fn splat_shr(p: *const i32, n: u32) -> Self::I;
     /// The integer at `p` as a float in all lanes.
     unsafe fn splat_i32(p: *const i32) -> Self::F;
     /// Integers to floats.

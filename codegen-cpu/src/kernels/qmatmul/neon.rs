@@ -52,6 +52,7 @@ impl Lanes for Neon {
     type C = [uint8x16_t; 4];
 
     const WIDE_UNSIGNED: bool = false;
+    const CHAINS: usize = 2;
 
     #[inline(always)]
     unsafe fn zero_f() -> Self::F {
@@ -132,8 +133,8 @@ impl Lanes for Neon {
         unsafe { [vdupq_n_f32(p.read_unaligned()); 4] }
     }
     #[inline(always)]
-    unsafe fn splat_shl<const N: u32>(p: *const i32) -> Self::I {
-        unsafe { [vdupq_n_s32(p.read_unaligned() << N); 4] }
+    unsafe fn splat_shr(p: *const i32, n: u32) -> Self::I {
+        unsafe { [vdupq_n_s32(p.read_unaligned() >> n); 4] }
     }
     #[inline(always)]
     unsafe fn splat_i32(p: *const i32) -> Self::F {

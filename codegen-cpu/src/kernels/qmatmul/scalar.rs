@@ -16,6 +16,7 @@ impl Lanes for Scalar {
     type C = [u8; 64];
 
     const WIDE_UNSIGNED: bool = false;
+    const CHAINS: usize = 1;
 
     #[inline(always)]
     unsafe fn zero_f() -> [f32; 16] {
@@ -59,8 +60,8 @@ impl Lanes for Scalar {
         unsafe { [p.read_unaligned(); 16] }
     }
     #[inline(always)]
-    unsafe fn splat_shl<const N: u32>(p: *const i32) -> [i32; 16] {
-        unsafe { [p.read_unaligned() << N; 16] }
+    unsafe fn splat_shr(p: *const i32, n: u32) -> [i32; 16] {
+        unsafe { [p.read_unaligned() >> n; 16] }
     }
     #[inline(always)]
     unsafe fn splat_i32(p: *const i32) -> [f32; 16] {

@@ -4,11 +4,13 @@
 //! the sums of all tokens stay in registers from the first block to the last. The choice of
 //! format, tile width and instruction set is made once per product, by a table of functions.
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use aether_ir::DType;
 
 use super::format::{Format, Scales, with_format};
 use super::lanes::Lanes;
-use crate::kernels::act_quant::{BLOCK_BYTES, D, NHALF, NSUM};
+use crate::kernels::act_quant::{BLOCK_BYTES, D, NHALF_TIMES_32, NSUM, NSUM_TIMES};
 use crate::kernels::isa::Isa;
 
 /// How far ahead of the codes in use memory is asked for.
@@ -31,7 +33,7 @@ pub(super) struct Tiles {
     /// Widths in tokens, descending to 1.
     pub widths: &'static [usize],
     /// The kernel of each width.
-    pub tiles: [Tile; 5],
+    pub tiles: [Tile; 6],
 }
 
 /// Repeats the body for every token below `$width`, the number being known to the compiler.
@@ -78,9 +80,14 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
                 }
                 let codes = Q::codes::<S>(w, b);
                 for_tokens!(W, t => {
-                    let token = act.add(t * BLOCK_BYTES);
-                    let sum = dots::<S, Q>(&codes, token, &scales, b);
-                    acc[t] = S::fma(sum, S::splat(token.add(D).cast()), acc[t]);
+                    let tokens = act.add(t * BLOCK_BYTES);
+                    match if W < S::CHAINS { W } else { S::CHAINS } {
+                        n if !t.is_multiple_of(n) => {}
+                        1 => add::<S, Q, 1, W>(&codes, tokens, &scales, b, &mut acc, t),
+                        2 => add::<S, Q, 2, W>(&codes, tokens, &scales, b, &mut acc, t),
+                        3 => add::<S, Q, 3, W>(&codes, tokens, &scales, b, &mut acc, t),
+                        _ => add::<S, Q, 4, W>(&codes, tokens, &scales, b, &mut acc, t),
+                    }
                 });
                 act = act.add(step);
             }
@@ -92,66 +99,113 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
     }
 }
 
-/// The product of one block with one token, scaled by all but the token's scale.
+/// Adds the products of one block with `N` tokens from token `t` on to their sums.
 ///
 /// # Safety
-/// As [`tile`]; `token` points to a record.
+/// As [`dots`]; `t + N <= W`.
 #[inline(always)]
-unsafe fn dots<S: Lanes, Q: Format>(
+unsafe fn add<S: Lanes, Q: Format, const N: usize, const W: usize>(
     codes: &[S::C; 8],
-    token: *const u8,
+    tokens: *const u8,
     scales: &Scales<S>,
     b: usize,
-) -> S::F {
-    // SAFETY: the caller's promise; all reads are within the record.
+    acc: &mut [S::F; W],
+    t: usize,
+) {
+    // Loads do not move across: without this, the compiler works on all tokens of a tile at once
+    // and runs out of registers.
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: the caller's promise.
     unsafe {
-        let a = token.cast::<i8>();
-        let nsum = token.add(NSUM).cast::<i32>();
-        let nhalf = token.add(NHALF).cast::<i32>();
-        if Q::HALVES {
-            let mut lo = offset::<S, Q>(nhalf);
-            let mut hi = offset::<S, Q>(nhalf.add(1));
-            for g in 0..4 {
-                lo = dot::<S, Q>(lo, codes[g], a.add(4 * g));
-                hi = dot::<S, Q>(hi, codes[4 + g], a.add(16 + 4 * g));
-            }
-            let mut sum = S::mul(S::to_f(lo), scales.scale[2 * b]);
-            sum = S::fma(S::to_f(hi), scales.scale[2 * b + 1], sum);
-            if Q::MIN {
-                sum = S::fma(scales.min[2 * b], S::splat_i32(nhalf), sum);
-                sum = S::fma(scales.min[2 * b + 1], S::splat_i32(nhalf.add(1)), sum);
-            }
-            sum
-        } else {
-            let mut acc = offset::<S, Q>(nsum);
-            for g in 0..8 {
-                acc = dot::<S, Q>(acc, codes[g], a.add(4 * g));
-            }
-            let mut sum = S::mul(S::to_f(acc), scales.scale[b]);
-            if Q::MIN {
-                sum = S::fma(scales.min[b], S::splat_i32(nsum), sum);
-            }
-            sum
+        let sums = dots::<S, Q, N>(codes, tokens, scales, b);
+        for n in 0..N {
+            let d = S::splat(tokens.add(n * BLOCK_BYTES + D).cast());
+            acc[t + n] = S::fma(sums[n], d, acc[t + n]);
         }
     }
 }
 
-/// Minus the codes' offset times the activation's sum.
+/// The products of one block with `N` tokens, scaled by all but the tokens' scales. The chains of
+/// several tokens run side by side.
 ///
 /// # Safety
-/// As [`dots`]; `nsum` points to minus the sum.
+/// As [`tile`]; `tokens` points to the first token's record.
 #[inline(always)]
-unsafe fn offset<S: Lanes, Q: Format>(nsum: *const i32) -> S::I {
+unsafe fn dots<S: Lanes, Q: Format, const N: usize>(
+    codes: &[S::C; 8],
+    tokens: *const u8,
+    scales: &Scales<S>,
+    b: usize,
+) -> [S::F; N] {
+    // SAFETY: the caller's promise; all reads are within the records.
+    unsafe {
+        let mut sums = [S::zero_f(); N];
+        if Q::HALVES {
+            for h in 0..2 {
+                let nhalf = tokens.add(NHALF_TIMES_32 + 4 * h);
+                let acc = chains::<S, Q, N>(codes, tokens, 4 * h, 4, nhalf, 5);
+                for n in 0..N {
+                    let acc = S::to_f(acc[n]);
+                    sums[n] = if h == 0 {
+                        S::mul(acc, scales.scale[2 * b])
+                    } else {
+                        S::fma(acc, scales.scale[2 * b + 1], sums[n])
+                    };
+                    if Q::MIN {
+                        let nhalf = S::splat_i32(nhalf.add(n * BLOCK_BYTES).cast());
+                        sums[n] = S::fma(scales.min[2 * b + h], nhalf, sums[n]);
+                    }
+                }
+            }
+        } else {
+            let (field, log2) = match Q::OFFSET_LOG2 {
+                3 => (0, 3),
+                4 => (1, 4),
+                _ => (2, 7),
+            };
+            let nsum = tokens.add(NSUM_TIMES + 4 * field);
+            let acc = chains::<S, Q, N>(codes, tokens, 0, 8, nsum, log2);
+            for n in 0..N {
+                sums[n] = S::mul(S::to_f(acc[n]), scales.scale[b]);
+                if Q::MIN {
+                    let nsum = S::splat(tokens.add(n * BLOCK_BYTES + NSUM).cast());
+                    sums[n] = S::fma(scales.min[b], nsum, sums[n]);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Minus the codes' offset times the activations' sum, plus the products of `count` code vectors
+/// from `first` on with `N` tokens. `nsum` points to the first token's sum times `2^log2`, negated.
+///
+/// # Safety
+/// As [`dots`].
+#[inline(always)]
+unsafe fn chains<S: Lanes, Q: Format, const N: usize>(
+    codes: &[S::C; 8],
+    tokens: *const u8,
+    first: usize,
+    count: usize,
+    nsum: *const u8,
+    log2: u32,
+) -> [S::I; N] {
     // SAFETY: the caller's promise.
     unsafe {
-        match Q::OFFSET_LOG2 {
-            2 => S::splat_shl::<2>(nsum),
-            3 => S::splat_shl::<3>(nsum),
-            4 => S::splat_shl::<4>(nsum),
-            5 => S::splat_shl::<5>(nsum),
-            7 if S::WIDE_UNSIGNED => S::splat_shl::<7>(nsum),
-            _ => S::zero_i(),
+        let mut acc = [S::zero_i(); N];
+        if Q::OFFSET_LOG2 > 0 && (!Q::WIDE || S::WIDE_UNSIGNED) {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                *acc = S::splat_shr(nsum.add(n * BLOCK_BYTES).cast(), log2 - Q::OFFSET_LOG2);
+            }
         }
+        for (g, code) in codes.iter().enumerate().skip(first).take(count) {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                let a = tokens.add(n * BLOCK_BYTES + 4 * g).cast();
+                *acc = dot::<S, Q>(*acc, *code, a);
+            }
+        }
+        acc
     }
 }
 
@@ -193,8 +247,8 @@ macro_rules! level {
 }
 
 /// Fills the table up with its last kernel, which no width then names.
-const fn pad<const N: usize>(tiles: [Tile; N]) -> [Tile; 5] {
-    let mut all = [tiles[N - 1]; 5];
+const fn pad<const N: usize>(tiles: [Tile; N]) -> [Tile; 6] {
+    let mut all = [tiles[N - 1]; 6];
     let mut i = 0;
     while i < N {
         all[i] = tiles[i];
@@ -211,7 +265,7 @@ level!(
     avx512,
     super::avx512::Avx512,
     ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"],
-    [16, 8, 4, 2, 1]
+    [16, 8, 4, 3, 2, 1]
 );
 #[cfg(target_arch = "aarch64")]
 level!(neon, super::neon::Neon, ["neon", "dotprod"], [4, 2, 1]);
