@@ -1,0 +1,19 @@
+//! The runtime of Aether: compiles modules, keeps the memory they run in, runs them.
+//!
+//! [`Executable`] is a module that went through the passes and the code generator; [`Session`] is
+//! the memory of one line of runs of it; [`Files`] serves the constants that lie in files.
+//! [`run_module`] does it all at once for tensors.
+
+mod error;
+mod executable;
+mod files;
+mod session;
+mod tensors;
+
+pub use aether_codegen_cpu::pool::{Pool, PoolError};
+pub use aether_codegen_cpu::{AlignedBytes, Arg, ArgData, Isa, RunError};
+pub use error::RuntimeError;
+pub use executable::{DEFAULT_PIPELINE, Executable, Options, default_threads};
+pub use files::{Backing, Files};
+pub use session::{ArgBuffer, Session, check_memory};
+pub use tensors::{run_executable, run_module};

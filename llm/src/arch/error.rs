@@ -1,0 +1,37 @@
+//! What can keep a file from becoming a module.
+
+use std::path::PathBuf;
+
+use aether_ir::{BuildError, DType};
+
+use crate::gguf::GgufError;
+
+/// A model file cannot be turned into IR.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchError {
+    /// A metadata key is missing or wrong.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(
+        "{}: architecture {name:?} is not supported; supported are {}",
+        path.display(),
+        supported.join(", ")
+    )]
+    Unsupported { path: PathBuf, name: String, supported: Vec<&'static str> },
+    /// A key has a value that makes no sense, or a variant that is not supported.
+    #[error("{}: metadata key {key:?} is {value}, but {expected}", path.display())]
+    Key { path: PathBuf, key: String, value: String, expected: String },
+    #[error("{}: tensor {name:?} is missing; it should have shape {expected:?}", path.display())]
+    MissingTensor { path: PathBuf, name: String, expected: Vec<u64> },
+    /// Shapes in the order of the file, row length first.
+    #[error(
+        "{}: tensor {name:?} has shape {found:?}, but {expected:?} was expected",
+        path.display()
+    )]
+    Shape { path: PathBuf, name: String, expected: Vec<u64>, found: Vec<u64> },
+    #[error("{}: tensor {name:?} has type {found}, but {expected} was expected", path.display())]
+    Type { path: PathBuf, name: String, expected: &'static str, found: DType },
+    /// The blocks of an architecture do not fit together.
+    #[error("{}: the model cannot be built: {source}", path.display())]
+    Build { path: PathBuf, source: BuildError },
+}

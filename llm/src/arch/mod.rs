@@ -1,0 +1,130 @@
+//! Architectures: from a GGUF file to an IR module.
+//!
+//! A model is one function `@main` that calls a layer function once per block. Blocks whose
+//! weights have the same types share their layer function; another one (`@layer.1`, …) is added
+//! at the first block that differs. Weights are constants that name ranges of the file, so the
+//! module is small, prints as text, and can be edited and run again.
+//!
+//! ```text
+//! func @main(%tokens: tensor<[s]xi32>, %past: tensor<i32>, %rows: tensor<[r]xi32>,
+//!            donate %k0: tensor<CTXxKVxDxf16>, donate %v0: …, …)
+//!     -> (tensor<[r]xVOCABxf32>, tensor<CTXxKVxDxf16>, …)
+//! ```
+//!
+//! `tokens` are the next `s` tokens after `past` earlier ones, `rows` the positions within them
+//! whose logits are wanted; the key and value caches are donated and come back extended.
+//!
+//! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`].
+
+use std::sync::Arc;
+
+use aether_ir::Module;
+
+use crate::gguf::{Gguf, Optional};
+
+mod blocks;
+mod build;
+mod error;
+mod hparams;
+mod llama;
+mod qwen2;
+mod weights;
+
+pub use blocks::LayerBuilder;
+pub use error::ArchError;
+pub use hparams::{Hparams, RopeMode, RopeScaling};
+pub use weights::{Spec, Weights};
+
+/// Name of the function that a model runs.
+pub const MAIN: &str = "main";
+
+/// One model architecture.
+pub trait Architecture: Sync {
+    /// The value of `general.architecture`.
+    fn name(&self) -> &'static str;
+
+    /// The sizes and constants, from the metadata.
+    ///
+    /// # Errors
+    /// When a key is missing, of the wrong type or out of range.
+    fn hparams(&self, gguf: &Gguf) -> Result<Hparams, ArchError>;
+
+    /// The weights of one block, in the order of the layer function's parameters.
+    fn layer_weights(&self, hparams: &Hparams) -> Vec<Spec>;
+
+    /// The body of a layer: takes the block's input, gives its output.
+    ///
+    /// # Errors
+    /// When the weights do not fit together.
+    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError>;
+}
+
+/// Every architecture that can be run.
+pub static ARCHITECTURES: &[&dyn Architecture] = &[&llama::Llama, &qwen2::Qwen2];
+
+/// Upper bounds of one call, fixed when the module is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Tokens that the caches hold.
+    pub context: usize,
+    /// Tokens per call.
+    pub batch: usize,
+    /// Rows of logits per call.
+    pub rows: usize,
+}
+
+/// A model as IR.
+#[derive(Clone, Debug)]
+pub struct ModelIr {
+    pub module: Module,
+    pub hparams: Hparams,
+}
+
+/// The architecture that a file names.
+///
+/// # Errors
+/// When the key is missing or no architecture of that name is known.
+pub fn of(gguf: &Gguf) -> Result<&'static dyn Architecture, ArchError> {
+    let name = gguf.get_str("general.architecture")?;
+    ARCHITECTURES.iter().copied().find(|a| a.name() == name).ok_or_else(|| {
+        ArchError::Unsupported {
+            path: gguf.path().to_owned(),
+            name: name.to_owned(),
+            supported: ARCHITECTURES.iter().map(|a| a.name()).collect(),
+        }
+    })
+}
+
+/// The model's module, with weights that name ranges of `file`: the path under which the text of
+/// the module will find the GGUF again.
+///
+/// # Errors
+/// When the architecture is unknown, or a key or tensor is missing or does not fit.
+pub fn build(gguf: &Gguf, file: &str, bounds: &Bounds) -> Result<ModelIr, ArchError> {
+    let arch = of(gguf)?;
+    let hparams = arch.hparams(gguf)?;
+    let module = build::module(arch, gguf, file, &hparams, bounds)?;
+    Ok(ModelIr { module, hparams })
+}
+
+/// The context length that the model was trained with, when the file says it.
+///
+/// # Errors
+/// When the key has the wrong type.
+pub fn trained_context(gguf: &Gguf) -> Result<Option<usize>, ArchError> {
+    let name = gguf.get_str("general.architecture")?;
+    Ok(gguf.get_u32(&format!("{name}.context_length")).optional()?.map(|n| n as usize))
+}
+
+/// A name out of the file that can be an identifier of the text form: letters, digits, `_`, `.`.
+fn identifier(name: &str, fallback: &str) -> Arc<str> {
+    let mut out: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .take(64)
+        .collect();
+    if !out.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        out.insert_str(0, fallback);
+    }
+    out.into()
+}

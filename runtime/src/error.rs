@@ -1,0 +1,47 @@
+//! What can go wrong between a module and its results.
+
+use std::sync::Arc;
+
+use aether_codegen_cpu::pool::PoolError;
+use aether_codegen_cpu::{CompileError, Isa, RunError};
+use aether_ir::TensorType;
+use aether_ir::tensor::TensorError;
+use aether_passes::{ParsePipelineError, PipelineError, PlanError};
+
+/// A module cannot be compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The module breaks a rule of the IR.
+    #[error("{0}")]
+    Verify(String),
+    #[error(transparent)]
+    ParsePipeline(#[from] ParsePipelineError),
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The memory plan is wrong: a bug of the planner, found before it can do harm.
+    #[error("the memory plan is wrong, which is a bug of the planner: {0}")]
+    PlanCheck(String),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("this machine cannot run {asked} kernels; it has {}", list(available))]
+    Isa { asked: Isa, available: Vec<Isa> },
+    /// More memory than can be addressed or had.
+    #[error("{what} needs {bytes} bytes, which is more than this machine can give")]
+    Memory { what: String, bytes: u64 },
+    #[error("@{func} takes {expected} arguments, found {found}")]
+    ArgCount { func: Arc<str>, expected: usize, found: usize },
+    #[error("argument {index}: expected {expected}, found {found}")]
+    ArgType { index: usize, expected: TensorType, found: String },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+fn list(isas: &[Isa]) -> String {
+    isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
+}
