@@ -413,6 +413,8 @@ impl Program {
 
 /// Zeroed bytes aligned to [`ALIGNMENT`].
 pub struct AlignedBytes {
+    /// What was allocated; the bytes begin at the first aligned address in it.
+    allocated: std::ptr::NonNull<u8>,
     ptr: std::ptr::NonNull<u8>,
     len: usize,
 }
@@ -427,17 +429,23 @@ impl AlignedBytes {
     pub fn zeroed(len: usize) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout has a size of at least one alignment unit.
-        let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
-        match std::ptr::NonNull::new(ptr) {
-            Some(ptr) => AlignedBytes { ptr, len },
-            None => std::alloc::handle_alloc_error(layout),
-        }
+        let allocated = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(allocated) = std::ptr::NonNull::new(allocated) else {
+            std::alloc::handle_alloc_error(layout);
+        };
+        let offset = allocated.as_ptr().align_offset(ALIGNMENT as usize);
+        assert!(offset <= ALIGNMENT as usize, "a byte pointer can be aligned");
+        // SAFETY: the layout has room for one alignment unit beyond `len`.
+        let ptr = unsafe { allocated.add(offset) };
+        AlignedBytes { allocated, ptr, len }
     }
 
+    /// A greater alignment than the allocator's own would make it write the zeros itself, which
+    /// touches every page: the bytes are aligned within the allocation instead.
     fn layout(len: usize) -> std::alloc::Layout {
-        let size = len.max(1).next_multiple_of(ALIGNMENT as usize);
-        std::alloc::Layout::from_size_align(size, ALIGNMENT as usize)
-            .unwrap_or(std::alloc::Layout::new::<u8>())
+        let size = len.checked_add(ALIGNMENT as usize);
+        size.and_then(|size| std::alloc::Layout::from_size_align(size, 8).ok())
+            .expect("a size below isize::MAX")
     }
 
     /// Number of bytes.
@@ -471,6 +479,6 @@ impl AlignedBytes {
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
+        unsafe { std::alloc::dealloc(self.allocated.as_ptr(), Self::layout(self.len)) }
     }
 }
