@@ -68,9 +68,9 @@ impl Dim {
             Repr::Const(_) => false,
             Repr::Poly(terms) => {
                 terms.len() == 1
-                    && terms.iter().all(|(symbols, c)| {
-                        *c == 1 && symbols.len() == 1 && &*symbols[0] == name
-                    })
+                    && terms
+                        .iter()
+                        .all(|(symbols, c)| *c == 1 && symbols.len() == 1 && &*symbols[0] == name)
             }
         }
     }
@@ -85,6 +85,15 @@ impl Dim {
                 all.dedup();
                 all
             }
+        }
+    }
+
+    /// Number of terms, and the most symbols that one term multiplies: what arithmetic on the
+    /// dimension costs.
+    pub fn complexity(&self) -> (usize, usize) {
+        match &self.0 {
+            Repr::Const(_) => (1, 0),
+            Repr::Poly(terms) => (terms.len(), terms.keys().map(Vec::len).max().unwrap_or(0)),
         }
     }
 
