@@ -1,0 +1,23 @@
+//! Passes of Aether: from IR to IR, and the memory plan.
+//!
+//! A [`Pipeline`] is read from text and run over a module; [`passes`] lists what it may name.
+//! What a pass must know of a target it asks through [`aether_ir::target::Target`].
+
+pub mod arena;
+pub mod cse;
+pub mod dce;
+pub mod fold;
+pub mod fuse;
+pub mod layout;
+pub mod manager;
+pub mod pass;
+pub mod plan;
+pub mod plan_check;
+pub mod util;
+
+pub use manager::{
+    DEFAULT_PIPELINE, Observer, ParsePipelineError, Pipeline, PipelineError, StepReport, pass,
+    passes,
+};
+pub use pass::{Pass, PassCtx, PassError, PassStats, Rule};
+pub use plan::{PlanError, plan};

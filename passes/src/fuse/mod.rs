@@ -1,0 +1,184 @@
+//! Fusion: several instructions become one that reads its inputs once.
+//!
+//! Each function is put into an e-graph, the local rules ([`rules::RULES`], patterns and the op
+//! they become) add what is equal, extraction ([`select`]) picks what costs the target least
+//! without computing anything twice. Grouping products of one input ([`multi`]) follows. What
+//! stays keeps its place, name and donations; a fused instruction stands where the result that it
+//! computes stood.
+//!
+//! No rule applies to what another has made, so one round of matching is complete.
+
+pub mod lang;
+pub mod multi;
+pub mod rules;
+pub mod select;
+
+use aether_ir::{Attrs, Func, Module, Op, TensorType, ValueId};
+use egg::{Id, Pattern, Searcher, Subst, Var};
+
+use self::lang::{Graph, Node, Types};
+use self::rules::{FuseRule, RULES};
+use crate::pass::{Pass, PassCtx, PassError, PassStats, Rule};
+use crate::util::compact;
+
+/// Name of the grouping step.
+pub const MATMUL_MULTI: &str = "matmul-multi";
+
+static RULE_LIST: &[Rule] = &[
+    Rule { name: RULES[0].name, doc: RULES[0].doc },
+    Rule { name: RULES[1].name, doc: RULES[1].doc },
+    Rule {
+        name: MATMUL_MULTI,
+        doc: "Products of one x, with their biases, become matmul_multi, which reads x once.",
+    },
+];
+
+/// The pass.
+pub struct Fuse;
+
+impl Pass for Fuse {
+    fn name(&self) -> &'static str {
+        "fuse"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Fuses products with what follows them and with products of the same input."
+    }
+
+    fn rules(&self) -> &'static [Rule] {
+        RULE_LIST
+    }
+
+    fn run(&self, module: &mut Module, ctx: &PassCtx) -> Result<PassStats, PassError> {
+        let mut stats = PassStats::default();
+        let compiled = compile(ctx)?;
+        for f in 0..module.funcs.len() {
+            let Some((_, slot)) = module.funcs.get_index_mut(f) else { continue };
+            // The module's symbols are asked for while the body is rewritten.
+            let mut func = std::mem::replace(slot, Func::new(""));
+            run_func(module, &mut func, ctx, &compiled, &mut stats);
+            module.funcs[f] = func;
+        }
+        Ok(stats)
+    }
+}
+
+/// A rule's form, ready to match.
+struct Compiled {
+    pattern: Pattern<Node>,
+    op: Op,
+    attrs: Attrs,
+    operands: Vec<Var>,
+}
+
+/// The forms of all rules that are on.
+fn compile(ctx: &PassCtx) -> Result<Vec<Compiled>, PassError> {
+    let bad = |rule: &FuseRule, e: &dyn std::fmt::Display| {
+        PassError::Module(format!("rule `{}` cannot be read: {e}", rule.name))
+    };
+    let mut compiled = Vec::new();
+    for rule in RULES.iter().filter(|rule| ctx.enabled(rule.name)) {
+        for form in rule.forms {
+            let operands: Result<Vec<Var>, _> = form.operands.iter().map(|v| v.parse()).collect();
+            compiled.push(Compiled {
+                pattern: form.pattern.parse().map_err(|e| bad(rule, &e))?,
+                op: form.op,
+                attrs: form.attr.map_or_else(Attrs::new, |(k, v)| Attrs::new().with(k, v)),
+                operands: operands.map_err(|e| bad(rule, &e))?,
+            });
+        }
+    }
+    Ok(compiled)
+}
+
+fn run_func(
+    module: &Module,
+    func: &mut Func,
+    ctx: &PassCtx,
+    rules: &[Compiled],
+    stats: &mut PassStats,
+) {
+    let sizes = |symbol: &str| ctx.size_of(module, symbol);
+    let seconds = |op: Op, operands: &[&TensorType], results: &[&TensorType]| {
+        ctx.target.seconds(&ctx.target.cost(op, operands, results, &sizes))
+    };
+    let supports = |op: Op, operands: &[&TensorType]| ctx.target.supports(op, operands);
+
+    let (mut graph, class_of) = build(func);
+    saturate(&mut graph, rules, &supports);
+    let cost_of =
+        |op: Op, operands: &[&TensorType], result: &TensorType| seconds(op, operands, &[result]);
+    for op in select::select(func, &graph, &class_of, &cost_of) {
+        if let Some(rule) = rules::rule_of(op) {
+            stats.count(rule.name, 1);
+        }
+    }
+    if ctx.enabled(MATMUL_MULTI) {
+        let asks = multi::Asks { supports: &supports, seconds: &seconds };
+        stats.count(MATMUL_MULTI, multi::group(func, &asks));
+    }
+    compact(func);
+}
+
+/// The e-graph of a function and the class of each value, one value per class: of two equal
+/// instructions the later one is a leaf, because merging them is not this pass's business.
+fn build(func: &Func) -> (Graph, Vec<Id>) {
+    let mut graph = Graph::new(Types);
+    let mut class_of: Vec<Option<Id>> = vec![None; func.values.len()];
+    for &p in &func.params {
+        class_of[p.index()] = Some(graph.add(Node::leaf(p, func.ty(p))));
+    }
+    for inst in &func.body {
+        let known = inst.inputs().all(|v| class_of[v.index()].is_some());
+        let class = |v: ValueId| class_of[v.index()].unwrap_or_default();
+        let node = Node::of(func, inst, class)
+            .filter(|node| known && graph.lookup(node.clone()).is_none());
+        match node {
+            Some(node) => class_of[inst.results[0].index()] = Some(graph.add(node)),
+            None => {
+                for &r in &inst.results {
+                    class_of[r.index()] = Some(graph.add(Node::leaf(r, func.ty(r))));
+                }
+            }
+        }
+    }
+    graph.rebuild();
+    // Values that nothing defines have no class of their own and take part in nothing.
+    let nowhere =
+        graph.add(Node::leaf(ValueId(u32::MAX), &TensorType::scalar(aether_ir::DType::Bool)));
+    let class_of = class_of.into_iter().map(|c| c.unwrap_or(nowhere)).collect();
+    (graph, class_of)
+}
+
+/// Adds what the rules find equal.
+fn saturate(graph: &mut Graph, rules: &[Compiled], supports: &dyn Fn(Op, &[&TensorType]) -> bool) {
+    // Matches are few: a pattern's root has one form in the graph as built. The bound only
+    // guards against a rule that would say otherwise.
+    let limit = 4 * graph.total_number_of_nodes() + 64;
+    let mut found: Vec<(Id, usize, Subst)> = Vec::new();
+    for (r, rule) in rules.iter().enumerate() {
+        for matches in rule.pattern.search_with_limit(graph, limit) {
+            found.extend(matches.substs.iter().map(|s| (matches.eclass, r, s.clone())));
+        }
+    }
+    for (root, r, subst) in found {
+        let rule = &rules[r];
+        let children: Vec<Id> = rule.operands.iter().map(|v| graph.find(subst[*v])).collect();
+        let ty = lang::infer(graph, rule.op, &rule.attrs, &[], &children);
+        let root = graph.find(root);
+        let types: Option<Vec<&TensorType>> =
+            children.iter().map(|&c| graph[c].data.as_ref()).collect();
+        let fits = ty.is_some() && ty == graph[root].data;
+        if !fits || !types.is_some_and(|types| supports(rule.op, &types)) {
+            continue;
+        }
+        let node = Node::op(rule.op, rule.attrs.clone(), Vec::new(), children);
+        // Some instruction computes this already: merging is left to cse.
+        if graph.lookup(node.clone()).is_some() {
+            continue;
+        }
+        let id = graph.add(node);
+        graph.union(root, id);
+    }
+    graph.rebuild();
+}

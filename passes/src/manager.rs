@@ -1,0 +1,337 @@
+//! The pass manager: the list of passes, pipelines as text, running them.
+//!
+//! A pipeline is a comma-separated list of pass names. A pass may carry options in braces:
+//! `fuse{disable=matmul-gated|matmul-multi}` runs `fuse` without two of its rules.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use aether_ir::Module;
+
+use crate::pass::{Pass, PassCtx, PassError, PassStats};
+use crate::util::nearest;
+
+static PASSES: &[&dyn Pass] = &[
+    &crate::cse::Cse,
+    &crate::fold::Fold,
+    &crate::dce::Dce,
+    &crate::layout::LayoutPass,
+    &crate::fuse::Fuse,
+    &crate::plan::PlanPass,
+];
+
+/// Every pass, in the order of a usual pipeline.
+pub fn passes() -> &'static [&'static dyn Pass] {
+    PASSES
+}
+
+/// The pass of that name.
+pub fn pass(name: &str) -> Option<&'static dyn Pass> {
+    PASSES.iter().copied().find(|p| p.name() == name)
+}
+
+/// The pipeline that modules are compiled with when none is asked for.
+pub const DEFAULT_PIPELINE: &str = "cse,fold,dce,layout,fuse,dce";
+
+/// A pipeline's text cannot be read. [`Display`](fmt::Display) shows the text with a caret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsePipelineError {
+    /// The pipeline as given.
+    pub text: String,
+    /// The bytes of it that are wrong.
+    pub span: Range<usize>,
+    pub message: String,
+}
+
+impl fmt::Display for ParsePipelineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before = self.text[..self.span.start].chars().count();
+        let width = self.text[self.span.clone()].chars().count().max(1);
+        writeln!(f, "in the pipeline at column {}: {}", before + 1, self.message)?;
+        writeln!(f, "  {}", self.text.replace(['\n', '\t'], " "))?;
+        write!(f, "  {}{}", " ".repeat(before), "^".repeat(width))
+    }
+}
+
+impl std::error::Error for ParsePipelineError {}
+
+/// A pipeline stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PipelineError {
+    /// A pass refused the module.
+    #[error("pass `{pass}`: {source}")]
+    Pass {
+        pass: &'static str,
+        #[source]
+        source: PassError,
+    },
+    /// The module that a pass left does not verify: a bug in that pass.
+    #[error("the module does not verify after pass `{pass}`:\n{diagnostics}")]
+    Verify { pass: &'static str, diagnostics: String },
+}
+
+/// One step of a pipeline.
+#[derive(Clone)]
+pub struct Step {
+    pub pass: &'static dyn Pass,
+    /// Rules switched off for this step alone.
+    pub disabled: Vec<&'static str>,
+}
+
+/// What one step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    pub pass: &'static str,
+    /// Time of the pass itself, without verification.
+    pub time: Duration,
+    pub stats: PassStats,
+    /// Instructions in all functions before and after.
+    pub insts: (usize, usize),
+}
+
+/// Is told what happens while a pipeline runs; `()` ignores it all.
+pub trait Observer {
+    /// Step `index` is about to run.
+    fn before(&mut self, _index: usize, _pass: &'static str, _module: &Module) {}
+
+    /// Step `index` has run, and the module verified if that was asked for.
+    fn after(&mut self, _index: usize, _report: &StepReport, _module: &Module) {}
+}
+
+impl Observer for () {}
+
+/// Steps to run one after the other.
+#[derive(Clone, Default)]
+pub struct Pipeline {
+    pub steps: Vec<Step>,
+}
+
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, step) in self.steps.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(step.pass.name())?;
+            if !step.disabled.is_empty() {
+                write!(f, "{{disable={}}}", step.disabled.join("|"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pipeline {
+    /// Reads a pipeline. An empty text is the empty pipeline.
+    ///
+    /// # Errors
+    /// At an unknown pass, option or rule, with its place and the name that was probably meant.
+    pub fn parse(text: &str) -> Result<Pipeline, ParsePipelineError> {
+        let mut parser = Parser { text, at: 0 };
+        let mut steps = Vec::new();
+        parser.skip_space();
+        if parser.rest().is_empty() {
+            return Ok(Pipeline { steps });
+        }
+        loop {
+            steps.push(parser.step()?);
+            if parser.rest().is_empty() {
+                return Ok(Pipeline { steps });
+            }
+            parser.expect(",", "`,` or the end")?;
+        }
+    }
+
+    /// Runs every step whose pass is not switched off. Returns one report per step that ran.
+    ///
+    /// # Errors
+    /// The first step that fails, or whose result does not verify.
+    pub fn run(
+        &self,
+        module: &mut Module,
+        ctx: &PassCtx,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<StepReport>, PipelineError> {
+        let mut reports = Vec::with_capacity(self.steps.len());
+        for (index, step) in self.steps.iter().enumerate() {
+            let name = step.pass.name();
+            if !ctx.enabled(name) {
+                continue;
+            }
+            let mut step_ctx = ctx.clone();
+            step_ctx.disabled.extend(step.disabled.iter().map(|&rule| rule.to_owned()));
+            observer.before(index, name, module);
+            let insts_before = count_insts(module);
+            let start = Instant::now();
+            let stats = step
+                .pass
+                .run(module, &step_ctx)
+                .map_err(|source| PipelineError::Pass { pass: name, source })?;
+            let time = start.elapsed();
+            tracing::debug!(pass = name, ?time, changed = stats.changed, counters = ?stats.counters);
+            if ctx.verify_each {
+                verify(module)
+                    .map_err(|diagnostics| PipelineError::Verify { pass: name, diagnostics })?;
+            }
+            let insts = (insts_before, count_insts(module));
+            let report = StepReport { pass: name, time, stats, insts };
+            observer.after(index, &report, module);
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+}
+
+fn count_insts(module: &Module) -> usize {
+    module.funcs.values().map(|f| f.body.len()).sum()
+}
+
+fn verify(module: &Module) -> Result<(), String> {
+    aether_ir::verify(module).map_err(|diagnostics| aether_ir::text::explain(module, &diagnostics))
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn skip_space(&mut self) {
+        self.at = self.text.len() - self.rest().trim_start().len();
+    }
+
+    fn error(&self, span: Range<usize>, message: String) -> ParsePipelineError {
+        ParsePipelineError { text: self.text.to_owned(), span, message }
+    }
+
+    fn expect(&mut self, token: &str, what: &str) -> Result<(), ParsePipelineError> {
+        if !self.rest().starts_with(token) {
+            let width = self.rest().chars().next().map_or(0, char::len_utf8);
+            return Err(self.error(self.at..self.at + width, format!("expected {what}")));
+        }
+        self.at += token.len();
+        self.skip_space();
+        Ok(())
+    }
+
+    /// A word of letters, digits, `-` and `_`, with its place.
+    fn word(&mut self, what: &str) -> Result<(&'a str, Range<usize>), ParsePipelineError> {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let len = self.rest().find(|c| !is_part(c)).unwrap_or(self.rest().len());
+        if len == 0 {
+            let width = self.rest().chars().next().map_or(0, char::len_utf8);
+            return Err(self.error(self.at..self.at + width, format!("expected {what}")));
+        }
+        let span = self.at..self.at + len;
+        self.at = span.end;
+        self.skip_space();
+        Ok((&self.text[span.clone()], span))
+    }
+
+    fn step(&mut self) -> Result<Step, ParsePipelineError> {
+        let (name, span) = self.word("the name of a pass")?;
+        let names = || PASSES.iter().map(|p| p.name());
+        let Some(pass) = pass(name) else {
+            return Err(self.error(span, unknown("pass", name, names)));
+        };
+        let mut disabled = Vec::new();
+        if self.rest().starts_with('{') {
+            self.expect("{", "`{`")?;
+            while !self.rest().starts_with('}') {
+                let (option, span) = self.word("an option such as `disable=RULE`")?;
+                if option != "disable" {
+                    let message = unknown("option", option, || ["disable"].into_iter());
+                    return Err(self.error(span, message));
+                }
+                self.expect("=", "`=`")?;
+                loop {
+                    disabled.push(self.rule(pass)?);
+                    if !self.rest().starts_with('|') {
+                        break;
+                    }
+                    self.expect("|", "`|`")?;
+                }
+                if !self.rest().starts_with('}') {
+                    self.expect(",", "`,`, `|` or `}`")?;
+                }
+            }
+            self.expect("}", "`}`")?;
+        }
+        Ok(Step { pass, disabled })
+    }
+
+    fn rule(&mut self, pass: &dyn Pass) -> Result<&'static str, ParsePipelineError> {
+        let (name, span) = self.word("the name of a rule")?;
+        let rules = pass.rules();
+        if let Some(rule) = rules.iter().find(|r| r.name == name) {
+            return Ok(rule.name);
+        }
+        if rules.is_empty() {
+            let message = format!("pass `{}` has no rules that can be switched off", pass.name());
+            return Err(self.error(span, message));
+        }
+        Err(self.error(span, unknown("rule", name, || rules.iter().map(|r| r.name))))
+    }
+}
+
+fn unknown<I: Iterator<Item = &'static str>>(
+    kind: &str,
+    name: &str,
+    candidates: impl Fn() -> I,
+) -> String {
+    match nearest(name, candidates()) {
+        Some(meant) => format!("unknown {kind} `{name}`; did you mean `{meant}`?"),
+        None => {
+            let all: Vec<&str> = candidates().collect();
+            format!("unknown {kind} `{name}`; there are {}", all.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipelines_round_trip() {
+        for text in ["", "cse", "cse,fold,dce", "fuse{disable=matmul-add|matmul-multi},dce"] {
+            assert_eq!(Pipeline::parse(text).unwrap().to_string(), text);
+        }
+        let spaced = Pipeline::parse(" cse , fuse { disable = matmul-add } ").unwrap();
+        assert_eq!(spaced.to_string(), "cse,fuse{disable=matmul-add}");
+        assert!(Pipeline::parse(DEFAULT_PIPELINE).is_ok());
+    }
+
+    #[test]
+    fn errors_say_where_and_what_was_meant() {
+        let table = [
+            ("cse,fuze", 4..8, "unknown pass `fuze`; did you mean `fuse`?"),
+            ("cse,,dce", 4..5, "expected the name of a pass"),
+            ("cse,", 4..4, "expected the name of a pass"),
+            ("cse dce", 4..5, "expected `,` or the end"),
+            (
+                "fuse{disable=matmul-ad}",
+                13..22,
+                "unknown rule `matmul-ad`; did you mean `matmul-add`?",
+            ),
+            ("dce{disable=x}", 12..13, "pass `dce` has no rules that can be switched off"),
+            ("fuse{enable=x}", 5..11, "unknown option `enable`; did you mean `disable`?"),
+            ("fuse{disable=matmul-add", 23..23, "expected `,`, `|` or `}`"),
+            ("fuse{disable", 12..12, "expected `=`"),
+            ("é", 0..2, "expected the name of a pass"),
+        ];
+        for (text, span, message) in table {
+            let error = Pipeline::parse(text).err().expect(text);
+            assert_eq!((error.span.clone(), error.message.as_str()), (span, message), "{text}");
+        }
+        let shown = Pipeline::parse("cse,fuze").err().unwrap().to_string();
+        let want = "in the pipeline at column 5: unknown pass `fuze`; did you mean `fuse`?\n  \
+                    cse,fuze\n      ^^^^";
+        assert_eq!(shown, want);
+    }
+}

@@ -1,0 +1,111 @@
+//! What a pass is, what it is given and what it says afterwards.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aether_ir::target::Target;
+use aether_ir::{ConstSource, Module};
+use indexmap::IndexMap;
+
+/// One named rewrite or decision of a pass, which can be switched off by that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub name: &'static str,
+    pub doc: &'static str,
+}
+
+/// A transformation of a module.
+///
+/// A pass is deterministic, idempotent and leaves a module that verifies.
+pub trait Pass: Sync {
+    /// The name in a pipeline.
+    fn name(&self) -> &'static str;
+
+    /// One sentence for `--list-passes`.
+    fn doc(&self) -> &'static str;
+
+    /// The parts that can be switched off one by one.
+    fn rules(&self) -> &'static [Rule] {
+        &[]
+    }
+
+    /// Transforms the module.
+    ///
+    /// # Errors
+    /// When the module cannot be processed, naming the function and value. The module is then in
+    /// no defined state.
+    fn run(&self, module: &mut Module, ctx: &PassCtx) -> Result<PassStats, PassError>;
+}
+
+/// What a pass may ask.
+#[derive(Clone)]
+pub struct PassCtx<'a> {
+    pub target: &'a dyn Target,
+    /// Reads constants that lie in files, for folding; without it they are left alone.
+    pub consts: Option<&'a dyn ConstSource>,
+    /// Verify the module after each pass.
+    pub verify_each: bool,
+    /// Sizes of symbols that costs are estimated at; others count with their least value.
+    pub sizes: IndexMap<Arc<str>, u64>,
+    /// Names of passes and rules that are switched off.
+    pub disabled: BTreeSet<String>,
+}
+
+impl<'a> PassCtx<'a> {
+    /// A context with verification on, everything enabled and no reader of files.
+    pub fn new(target: &'a dyn Target) -> Self {
+        PassCtx {
+            target,
+            consts: None,
+            verify_each: true,
+            sizes: IndexMap::new(),
+            disabled: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a pass or rule is on.
+    pub fn enabled(&self, name: &str) -> bool {
+        !self.disabled.contains(name)
+    }
+
+    /// The value of a symbol in cost estimates.
+    pub fn size_of(&self, module: &Module, symbol: &str) -> u64 {
+        let least = || module.symbols.get(symbol).map_or(1, |range| range.min.max(1));
+        self.sizes.get(symbol).copied().unwrap_or_else(least)
+    }
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassStats {
+    /// Whether the module is another than before.
+    pub changed: bool,
+    /// Named counts, in the order in which they first occurred.
+    pub counters: IndexMap<&'static str, u64>,
+}
+
+impl PassStats {
+    /// Adds to a counter; the module counts as changed when `n` is not zero.
+    pub fn count(&mut self, name: &'static str, n: usize) {
+        if n > 0 {
+            self.changed = true;
+            self.note(name, n as u64);
+        }
+    }
+
+    /// Adds to a counter that says nothing about change.
+    pub fn note(&mut self, name: &'static str, n: u64) {
+        *self.counters.entry(name).or_insert(0) += n;
+    }
+}
+
+/// A pass cannot process the module.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PassError {
+    /// Something within one function.
+    #[error("in @{func}: {message}")]
+    Func { func: Arc<str>, message: String },
+    /// Something about the whole module.
+    #[error("{0}")]
+    Module(String),
+}
