@@ -11,9 +11,39 @@ use serde::{Deserialize, Serialize};
 pub enum Attr {
     Bool(bool),
     Int(i64),
-    Float(f64),
+    Float(#[serde(with = "float")] f64),
     Ints(Vec<i64>),
     Str(Arc<str>),
+}
+
+/// Floats as numbers; those that JSON has no numbers for as `{"float": "nan"}`, `inf`, `-inf`.
+mod float {
+    use std::borrow::Cow;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Form<'a> {
+        Number(f64),
+        Named { float: Cow<'a, str> },
+    }
+
+    pub fn serialize<S: Serializer>(v: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        let form = match v {
+            v if v.is_nan() => Form::Named { float: "nan".into() },
+            v if v.is_infinite() => Form::Named { float: v.to_string().into() },
+            v => Form::Number(*v),
+        };
+        form.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Form::deserialize(deserializer)? {
+            Form::Number(v) => Ok(v),
+            Form::Named { float } => float.parse().map_err(serde::de::Error::custom),
+        }
+    }
 }
 
 /// What kind of value an attribute takes.

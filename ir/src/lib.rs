@@ -25,6 +25,6 @@ pub use interp::{ConstSource, FileSource, InterpError, InterpOptions, Interprete
 pub use module::{Const, ConstData, Func, Inst, Module, Operand, Span, ValueId};
 pub use op::Op;
 pub use tensor::Tensor;
-pub use text::{parse_and_verify, parse_module};
+pub use text::{parse_and_verify, parse_module, print_module};
 pub use types::{Layout, Shape, TensorType};
 pub use verify::verify;

@@ -14,7 +14,7 @@
 //!
 //! An instruction is `%results = op @symbol operands {attributes} : types`; each part that is
 //! empty is left out. Parsing what was printed gives the same module, and printing what was parsed
-//! gives the same text if that was printed before ([`print()`] says what the canonical form is).
+//! gives the same text if that was printed before ([`print_module`] says what the canonical form is).
 //! Instructions, declarations and closing braces begin on a line of their own; other line breaks
 //! may stand anywhere but within a type. Comments run from `//` to the end of the line.
 
@@ -28,7 +28,7 @@ mod scalar;
 
 pub use lexer::is_keyword;
 pub use parse::{MAX_DIAGNOSTICS, MAX_SOURCE, parse_and_verify, parse_module, parse_with_map};
-pub use print::{LIST_MAX, explain, print, print_with_map};
+pub use print::{LIST_MAX, explain, print_module, print_module as print, print_with_map};
 
 use crate::module::Module;
 

@@ -21,7 +21,7 @@ use crate::types::TensorType;
 pub const LIST_MAX: usize = 64;
 
 /// The canonical text. Broken modules are printed as far as they go, and may not read back.
-pub fn print(module: &Module) -> String {
+pub fn print_module(module: &Module) -> String {
     print_with_map(module).0
 }
 
