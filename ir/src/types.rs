@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn broadcasting_follows_numpy() {
-        let table: [(&[u64], &[u64], Option<&[u64]>); 5] = [
+        type Row<'a> = (&'a [u64], &'a [u64], Option<&'a [u64]>);
+        let table: [Row; 5] = [
             (&[2, 3], &[3], Some(&[2, 3])),
             (&[2, 1], &[1, 3], Some(&[2, 3])),
             (&[], &[4], Some(&[4])),

@@ -1,7 +1,10 @@
 //! The command line of Aether: what `aether`, `aetherc` and `aether-opt` share.
 
 pub mod cmd;
+pub mod dot;
 pub mod exit;
+pub mod ir_file;
+pub mod npy;
 pub mod output;
 pub mod progress;
 pub mod source;

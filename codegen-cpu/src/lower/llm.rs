@@ -276,14 +276,32 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     Ok(true)
 }
 
-/// Writes rows into the cache in place: the plan gave the result the donated cache's buffer, or
-/// the cache is copied first.
+/// Writes rows into the cache in place: the plan gave the result the donated cache's buffer;
+/// otherwise the cache is copied into the result's first.
 fn append(lower: &mut Lower, site: &Site) -> Lowered {
     let (cache, rows, past, out) =
         (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.outputs[0]);
     let types = (rows.ty.dtype, cache.ty.dtype);
-    if !matches!(types, (DType::F32, DType::F16 | DType::F32)) || cache.loc != out.loc {
+    if !matches!(types, (DType::F32, DType::F16 | DType::F32)) {
         return Ok(false);
+    }
+    if cache.loc != out.loc {
+        let (from, to) = (cache.clone(), out.loc);
+        let (count, size) = (cache.numel(), cache.ty.dtype.block_bytes());
+        lower.emit(
+            &format!("{} (copy)", site.label),
+            [cache.range],
+            [out.range],
+            Box::new(move |ctx, work| {
+                work.chunks(count.get(ctx.symbols) * size, 1 << 18, |r| {
+                    // SAFETY: both have these bytes, and the plan keeps them apart.
+                    unsafe {
+                        let (src, dst) = (ctx.ptr(from.loc), ctx.ptr(to));
+                        std::ptr::copy_nonoverlapping(src.add(r.start), dst.add(r.start), r.len());
+                    }
+                });
+            }),
+        );
     }
     let (tokens, context) = (rows.dims[0].clone(), cache.dims[0].clone());
     let width = rows.sizes(1..3);

@@ -154,8 +154,9 @@ pub fn compile(
     let result_aliases: Vec<Option<usize>> = func
         .returns
         .iter()
-        .map(|&v| match func_plan.storage[func_plan.root(v).index()] {
-            Storage::Param(i) if donates(func, func_plan, v) => Some(i),
+        .enumerate()
+        .map(|(i, &v)| match func_plan.storage[func_plan.root(v).index()] {
+            Storage::Param(param) if func_plan.copies.iter().all(|&(at, _)| at != i) => Some(param),
             _ => None,
         })
         .collect();
@@ -182,12 +183,6 @@ pub fn compile(
         constant_bytes,
         _keep: keep,
     })
-}
-
-/// Whether `value` is reached from a parameter by taking over a donated operand, rather than being
-/// the parameter itself.
-fn donates(func: &Func, plan: &FuncPlan, value: ValueId) -> bool {
-    plan.root(value) != value && !func.params.contains(&value)
 }
 
 impl<'a> Lower<'a> {
@@ -289,6 +284,10 @@ impl<'a> Lower<'a> {
             .map(|&v| self.view(f, v))
             .collect::<Result<_, _>>()?;
         if outputs.len() != inst.results.len() {
+            return Ok(());
+        }
+        let moves_nothing = matches!(inst.op, Op::Reshape | Op::Broadcast);
+        if moves_nothing && inputs[0].loc == outputs[0].loc {
             return Ok(());
         }
         let scratch = f.plan.temporary(index).map(|t| Scratch {

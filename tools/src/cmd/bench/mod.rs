@@ -1,0 +1,234 @@
+//! `aether bench`: prompt and generation speed, as llama-bench measures and prints it, beside
+//! llama-bench itself when asked.
+
+mod peer;
+mod sample;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aether_llm::engine::{Context, LoadOptions, Model};
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use peer::Peer;
+use sample::{Row, Samples, Setup, Test, markdown};
+
+use crate::output;
+use crate::source::ModelArg;
+
+/// Measure prompt and generation speed
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Tokens of the prompt; 0 for no such test; several by commas
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
+    pub n_prompt: Vec<usize>,
+    /// Tokens generated one by one; 0 for no such test; several by commas
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
+    pub n_gen: Vec<usize>,
+    /// Worker threads; 0 for one per core
+    #[arg(short, long, default_value_t = 0)]
+    pub threads: usize,
+    /// Repetitions of each test
+    #[arg(short, long, default_value_t = 5)]
+    pub repetitions: usize,
+    /// Most tokens that go through the model at once
+    #[arg(short, long, default_value_t = 512)]
+    pub batch: usize,
+    /// What to print
+    #[arg(short, long, value_enum, default_value_t = Format::Md)]
+    pub output: Format,
+    /// Run llama-bench on the same file, turn by turn with ours, in each of its settings; the
+    /// program is looked for on PATH, or at PATH
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "", require_equals = true)]
+    pub compare_llama_cpp: Option<PathBuf>,
+}
+
+/// Forms of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A Markdown table in llama-bench's form
+    Md,
+    /// A JSON list under llama-bench's field names
+    Json,
+}
+
+/// Measures and prints.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.repetitions == 0 {
+        bail!("-r must be at least 1");
+    }
+    let tests: Vec<Test> = args
+        .n_prompt
+        .iter()
+        .map(|&n| Test::Prompt(n))
+        .chain(args.n_gen.iter().map(|&n| Test::Generate(n)))
+        .filter(|test| test.tokens() > 0)
+        .collect();
+    let longest = tests.iter().map(|test| test.tokens()).max().unwrap_or(0);
+    if longest == 0 {
+        bail!("nothing to measure: -p and -n are 0");
+    }
+    let path = args.model.path()?;
+    let options = LoadOptions {
+        context: longest,
+        batch: args.batch.max(1),
+        rows: 1,
+        threads: args.threads,
+        ..LoadOptions::default()
+    };
+    let model = Model::load(&path, &options)?;
+    let setup = setup(&model, &path);
+    let mut ours: Vec<Samples> = tests.iter().map(|&test| Samples::new(test)).collect();
+    let mut context = Context::new(&model)?;
+    for &test in &tests {
+        measure(&mut context, warm_up(test))?;
+    }
+    match &args.compare_llama_cpp {
+        None => {
+            for samples in &mut ours {
+                for _ in 0..args.repetitions {
+                    let ns = measure(&mut context, samples.test)?;
+                    samples.ns.push(ns);
+                }
+            }
+            print(args.output, &setup, &ours, None)
+        }
+        Some(program) => {
+            let peers = Peer::settings(program)?;
+            let mut theirs: Vec<Vec<Samples>> = vec![ours.clone(); peers.len()];
+            for turn in 0..args.repetitions {
+                output::note(&format!("turn {} of {}", turn + 1, args.repetitions));
+                for (peer, samples) in peers.iter().zip(&mut theirs) {
+                    for mine in &mut ours {
+                        let ns = measure(&mut context, mine.test)?;
+                        mine.ns.push(ns);
+                    }
+                    let ns = peer.run(&path, &tests, model.executable().threads())?;
+                    for (samples, ns) in samples.iter_mut().zip(ns) {
+                        samples.ns.push(ns);
+                    }
+                }
+            }
+            let names: Vec<String> = peers.iter().map(Peer::name).collect();
+            print(args.output, &setup, &ours, Some((&names, &theirs)))
+        }
+    }
+}
+
+/// What a test is warmed up with: everything is touched once, quickly.
+fn warm_up(test: Test) -> Test {
+    match test {
+        Test::Prompt(n) => Test::Prompt(n.min(64)),
+        Test::Generate(n) => Test::Generate(n.min(4)),
+    }
+}
+
+/// Nanoseconds of one repetition. Tokens are arbitrary: their values do not change the work.
+fn measure(context: &mut Context, test: Test) -> anyhow::Result<u64> {
+    context.reset();
+    let vocab = context.model().vocab_len() as u64;
+    let token = |i: usize| ((i as u64).wrapping_mul(2_654_435_761) % vocab.max(1)) as u32;
+    let start = Instant::now();
+    match test {
+        Test::Prompt(n) => {
+            let tokens: Vec<u32> = (0..n).map(token).collect();
+            context.prefill(&tokens)?;
+        }
+        Test::Generate(n) => {
+            for i in 0..n {
+                context.decode(token(i))?;
+            }
+        }
+    }
+    Ok(start.elapsed().as_nanos() as u64)
+}
+
+fn setup(model: &Arc<Model>, path: &Path) -> Setup {
+    let gguf = model.gguf();
+    let text = |key: &str| gguf.get_str(key).unwrap_or("?").to_owned();
+    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    Setup {
+        build_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu_info: cpu_name(),
+        backends: format!("CPU {}", model.executable().isa()),
+        model_filename: path.to_string_lossy().into_owned(),
+        model_type: format!("{} {name}", text("general.architecture")),
+        model_size: gguf.tensors().iter().map(|t| t.bytes).sum(),
+        model_n_params: gguf.tensors().iter().map(|t| t.elements()).sum(),
+        n_batch: model.batch_len(),
+        n_threads: model.executable().threads(),
+        type_k: "f16".to_owned(),
+        type_v: "f16".to_owned(),
+    }
+}
+
+/// The processor's name where the system tells it.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"));
+    line.map_or(std::env::consts::ARCH, |line| line.trim_start_matches(['\t', ' ', ':'])).to_owned()
+}
+
+/// Names of the peer's settings and what was measured with each.
+type Compared<'a> = (&'a [String], &'a [Vec<Samples>]);
+
+fn print(
+    format: Format,
+    setup: &Setup,
+    ours: &[Samples],
+    compared: Option<Compared>,
+) -> anyhow::Result<()> {
+    let rows: Vec<Row> = ours.iter().map(|samples| Row::new(setup, samples)).collect();
+    let text = match (format, compared) {
+        (Format::Md, None) => sample::table(setup, ours),
+        (Format::Md, Some(compared)) => {
+            format!("{}\n{}", sample::table(setup, ours), comparison(ours, compared))
+        }
+        (Format::Json, None) => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        (Format::Json, Some((names, theirs))) => {
+            let mut list = serde_json::to_value(&rows)?;
+            for (i, mine) in ours.iter().enumerate() {
+                let peers: serde_json::Map<String, serde_json::Value> = names
+                    .iter()
+                    .zip(theirs)
+                    .map(|(name, samples)| (name.clone(), serde_json::json!(samples[i].rates())))
+                    .collect();
+                list[i]["llama_cpp_samples_ts"] = peers.into();
+                list[i]["ratio"] = serde_json::json!(ratio(mine, theirs, i));
+            }
+            format!("{}\n", serde_json::to_string_pretty(&list)?)
+        }
+    };
+    output::print(&text)?;
+    Ok(())
+}
+
+/// The best of the peer's medians of test `i`.
+fn best(theirs: &[Vec<Samples>], i: usize) -> (usize, f64) {
+    let medians = theirs.iter().map(|samples| samples[i].median()).enumerate();
+    medians.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 0.0))
+}
+
+fn ratio(mine: &Samples, theirs: &[Vec<Samples>], i: usize) -> f64 {
+    mine.median() / best(theirs, i).1.max(1e-9)
+}
+
+/// Medians side by side, with the best of the peer's settings.
+fn comparison(ours: &[Samples], (names, theirs): Compared) -> String {
+    let header = ["test", "aether t/s", "llama.cpp t/s", "ratio", "its best setting"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for (i, mine) in ours.iter().enumerate() {
+        let (setting, median) = best(theirs, i);
+        rows.push([
+            mine.test.name(),
+            format!("{:.2}", mine.median()),
+            format!("{median:.2}"),
+            format!("{:.2}", ratio(mine, theirs, i)),
+            names[setting].clone(),
+        ]);
+    }
+    markdown(&rows, 1)
+}
