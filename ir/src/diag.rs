@@ -275,6 +275,11 @@ impl Source<'_> {
     }
 }
 
+/// `1 result`, `2 results`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// The candidate that `word` was probably meant to be.
 pub fn did_you_mean<'a>(
     word: &str,

@@ -336,6 +336,7 @@ fn mark_ends<'s>(src: &'s str, raw: &[Spanned<'s>]) -> Vec<Spanned<'s>> {
         let starts = match tok {
             Tok::Sym | Tok::Const | Tok::Func | Tok::Return | Tok::Module => true,
             Tok::Value(_) => new_line && defines(&raw[i..]),
+            Tok::Bad(_) => new_line && depth == 0,
             Tok::Ident(_) => {
                 let continued = matches!(
                     previous,

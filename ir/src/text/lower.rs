@@ -13,7 +13,7 @@ use super::name::{is_number, unquote};
 use super::parse::MAX_DIAGNOSTICS;
 use super::scalar;
 use crate::attr::{Attr, Attrs};
-use crate::diag::{Diagnostic, Loc, SourceMap, did_you_mean};
+use crate::diag::{Diagnostic, Loc, SourceMap, counted, did_you_mean};
 use crate::dim::{Dim, SymbolRange};
 use crate::dtype::DType;
 use crate::module::{Const, ConstData, Func, Inst, Module, Operand, Span, ValueId};
@@ -45,7 +45,8 @@ pub fn lower(tree: &ast::Module) -> (Module, SourceMap, Vec<Diagnostic>) {
         let text = l.name(&name);
         match declared.entry((kind, text.clone())) {
             Entry::Occupied(first) => {
-                let message = format!("`{}` is declared twice", short(&text));
+                let sigil = if kind == '[' { "" } else { "@" };
+                let message = format!("`{sigil}{}` is declared twice", short(&text));
                 let d = Diagnostic::error(message, name.span());
                 l.report(d.note("first declared here", Loc::Module, first.get().clone()));
                 continue;
@@ -305,7 +306,11 @@ impl Lower {
                 (Some(first), Some(last)) => (first.at.0, last.at.1),
                 _ => inst.at,
             };
-            let message = format!("{names} results are named, but {types} types written");
+            let message = format!(
+                "{} named, but {} written",
+                counted(names, "result"),
+                counted(types, "type")
+            );
             self.report(Diagnostic::error(message, span(at)));
         }
         let mut ids = Vec::with_capacity(names);

@@ -116,6 +116,8 @@ fn unexpected(src: &str, tok: Tok, at: (usize, usize), expected: &[String]) -> D
             let end = src[..at.0].trim_end().len();
             Diagnostic::error("the statement ends too early", ast::span((end, end))).label(label)
         }
+        tok if expected.is_empty() => Diagnostic::error(format!("unexpected {tok}"), span)
+            .label("expected the end of the text"),
         tok => Diagnostic::error(format!("unexpected {tok}"), span).label(label),
     }
 }
@@ -134,7 +136,7 @@ fn expectation(expected: &[String]) -> String {
             "`@name`" => "an `@name`".to_owned(),
             "`string`" => "a string".to_owned(),
             "`number`" => "a number".to_owned(),
-            "integer" => "an integer".to_owned(),
+            "`integer`" => "an integer".to_owned(),
             "hexadecimal bytes" => "bytes as `0x…`".to_owned(),
             "[dimension]" => "a dimension".to_owned(),
             _ => e,

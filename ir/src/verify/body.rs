@@ -1,7 +1,7 @@
 //! The rules of a function's body: values, instructions, donation, types.
 
 use super::{Verifier, callee, diagnostic, types_of, value_name};
-use crate::diag::{Loc, did_you_mean};
+use crate::diag::{Loc, counted, did_you_mean};
 use crate::module::{Func, Inst, ValueId};
 use crate::op::{InferCtx, Op};
 use crate::types::{Layout, TensorType};
@@ -166,11 +166,11 @@ impl Body<'_> {
             return true;
         }
         let wanted = if arity.min == arity.max {
-            arity.min.to_string()
+            counted(arity.min, "operand")
         } else {
-            format!("{} to {}", arity.min, arity.max)
+            format!("{} to {}", arity.min, counted(arity.max, "operand"))
         };
-        let message = format!("`{}` takes {wanted} operands, not {n}", inst.op);
+        let message = format!("`{}` takes {wanted}, not {n}", inst.op);
         let d = diagnostic("V16", message, Loc::Op(self.f, i), &inst.span);
         v.push(d.help(format!("`{}`: {}", inst.op, inst.op.info().doc)));
         false
@@ -267,8 +267,11 @@ impl Body<'_> {
         let Some((c, target)) = callee(v.module, name) else { return };
         let Some(params) = types_of(target, target.params.iter().copied()) else { return };
         if params.len() != inst.operands.len() {
-            let message =
-                format!("`@{name}` takes {} arguments, not {}", params.len(), inst.operands.len());
+            let message = format!(
+                "`@{name}` takes {}, not {}",
+                counted(params.len(), "argument"),
+                inst.operands.len()
+            );
             let d = diagnostic("V23", message, Loc::Callee(self.f, i), &inst.span);
             v.push(d.note("declared here", Loc::Func(c), target.span.clone()));
         }
@@ -282,8 +285,8 @@ impl Body<'_> {
         }
         if target.result_types.len() != inst.results.len() {
             let message = format!(
-                "`@{name}` returns {} values, not {}",
-                target.result_types.len(),
+                "`@{name}` returns {}, not {}",
+                counted(target.result_types.len(), "value"),
                 inst.results.len()
             );
             let d = diagnostic("V24", message, Loc::Callee(self.f, i), &inst.span);
@@ -319,8 +322,12 @@ impl Body<'_> {
             }
         };
         if inferred.len() != declared.len() {
-            let message =
-                format!("`{}` has {} results, not {}", inst.op, inferred.len(), declared.len());
+            let message = format!(
+                "`{}` has {}, not {}",
+                inst.op,
+                counted(inferred.len(), "result"),
+                declared.len()
+            );
             v.report("V28", message, Loc::Op(f, i), &inst.span);
             return;
         }
@@ -362,9 +369,9 @@ impl Body<'_> {
         let span = &func.return_span;
         if func.returns.len() != func.result_types.len() {
             let message = format!(
-                "`@{}` returns {} values, its signature says {}",
+                "`@{}` returns {}, its signature says {}",
                 func.name,
-                func.returns.len(),
+                counted(func.returns.len(), "value"),
                 func.result_types.len()
             );
             v.report("V29", message, Loc::Return(f), span);
@@ -377,8 +384,7 @@ impl Body<'_> {
             let Some(want) = func.result_types.get(k) else { continue };
             let have = func.ty(id);
             if have != want {
-                let message =
-                    format!("`@{}` returns {want} here, its signature says, not {have}", func.name);
+                let message = format!("the signature of `@{}` says {want}, not {have}", func.name);
                 let d = diagnostic("V29", message, loc, span);
                 v.push(d.note("declared here", Loc::ResultType(f, k), func.span.clone()));
             }
