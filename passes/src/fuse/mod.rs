@@ -142,11 +142,11 @@ fn build(func: &Func) -> (Graph, Vec<Id>) {
             }
         }
     }
-    graph.rebuild();
     // Values that nothing defines have no class of their own and take part in nothing.
     let nowhere =
         graph.add(Node::leaf(ValueId(u32::MAX), &TensorType::scalar(aether_ir::DType::Bool)));
     let class_of = class_of.into_iter().map(|c| c.unwrap_or(nowhere)).collect();
+    graph.rebuild();
     (graph, class_of)
 }
 
