@@ -1,0 +1,45 @@
+//! What can go wrong between a file and its text.
+
+use std::path::PathBuf;
+
+use aether_runtime::{RunError, RuntimeError};
+
+use crate::arch::ArchError;
+use crate::gguf::GgufError;
+use crate::sample::SampleError;
+use crate::tokenizer::TokenizerError;
+
+/// A model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    #[error("{}: {source}", path.display())]
+    Tokenizer { path: PathBuf, source: TokenizerError },
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// An edited module lacks the form that the engine calls.
+    #[error("@main cannot be run as a language model: {0}")]
+    Interface(String),
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds {context}; \
+         shorten the prompt or ask for a longer context"
+    )]
+    PromptTooLong { tokens: usize, context: usize },
+    #[error("{past} tokens and {new} more do not fit the context, which holds {context}")]
+    ContextFull { past: usize, new: usize, context: usize },
+    #[error("the prompt has no tokens; there is nothing to continue")]
+    EmptyPrompt,
+    #[error("token {token} is not in the vocabulary, which has {vocab} tokens")]
+    Token { token: u32, vocab: usize },
+    #[error("row {row} is not wanted in rising order within {tokens} tokens")]
+    Row { row: u32, tokens: usize },
+    #[error("a context of {0} tokens is more than the 2^31 - 1 that positions can count")]
+    ContextSize(usize),
+}

@@ -1,0 +1,154 @@
+//! Continuing a prompt, token by token.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Context, EngineError};
+use crate::sample::{Sampler, SamplerOptions, TokenLogprob, logprobs};
+
+/// How to continue.
+#[derive(Clone, Debug)]
+pub struct GenOptions {
+    /// Most new tokens.
+    pub n: usize,
+    /// How tokens are chosen.
+    pub sampler: SamplerOptions,
+    /// Go on after a token that ends a text.
+    pub ignore_eos: bool,
+    /// For every step the so many most probable tokens; 0 for none.
+    pub logprobs: usize,
+    /// Set from elsewhere to end before the next token, or the next batch of the prompt.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+impl Default for GenOptions {
+    fn default() -> Self {
+        GenOptions {
+            n: 128,
+            sampler: SamplerOptions::default(),
+            ignore_eos: false,
+            logprobs: 0,
+            stop: None,
+        }
+    }
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// As many tokens as were asked for.
+    Length,
+    /// This token, which ends a text and is not part of the continuation.
+    Eos(u32),
+    /// The context is full.
+    Context,
+    /// The stop flag was set.
+    Stopped,
+    /// The callback said so.
+    Callback,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    pub load: Duration,
+    /// Tokens of the prompt, and the time until the logits after the last of them.
+    pub prefill_tokens: usize,
+    pub prefill: Duration,
+    /// Calls of the model for single tokens, and their time with sampling and callback.
+    pub decode_tokens: usize,
+    pub decode: Duration,
+}
+
+fn rate(n: usize, time: Duration) -> f64 {
+    if n == 0 { 0.0 } else { n as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+impl Timings {
+    /// Tokens of the prompt per second.
+    pub fn prefill_per_second(&self) -> f64 {
+        rate(self.prefill_tokens, self.prefill)
+    }
+
+    /// New tokens per second, the first not counted: it comes with the prompt.
+    pub fn decode_per_second(&self) -> f64 {
+        rate(self.decode_tokens, self.decode)
+    }
+}
+
+/// A continuation.
+#[derive(Clone, Debug)]
+pub struct GenOutput {
+    pub tokens: Vec<u32>,
+    /// For each token the most probable ones at its place, when they were asked for.
+    pub logprobs: Vec<Vec<TokenLogprob>>,
+    pub stop: StopReason,
+    pub timings: Timings,
+}
+
+/// Appends `prompt` to the context and continues it. `on_token` is called with each token as it is
+/// chosen, and may end the continuation; the token is kept.
+///
+/// The last token is not put into the context, so that it can begin the next prompt.
+///
+/// # Errors
+/// When the prompt is empty or does not fit, a setting is out of range, or a run fails.
+pub fn generate(
+    context: &mut Context,
+    prompt: &[u32],
+    opts: &GenOptions,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<GenOutput, EngineError> {
+    let mut sampler = Sampler::new(opts.sampler.clone())?;
+    prompt.iter().for_each(|&token| sampler.accept(token));
+    let model = context.model().clone();
+    let stopped = || opts.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+    let mut out = GenOutput {
+        tokens: Vec::with_capacity(opts.n.min(context.room())),
+        logprobs: Vec::new(),
+        stop: StopReason::Length,
+        timings: Timings { load: model.load_time(), ..Timings::default() },
+    };
+    let start = Instant::now();
+    let whole = context.prefill_while(prompt, || !stopped())?.is_some();
+    out.timings.prefill = start.elapsed();
+    if !whole {
+        out.stop = StopReason::Stopped;
+        return Ok(out);
+    }
+    out.timings.prefill_tokens = prompt.len();
+    let start = Instant::now();
+    out.stop = loop {
+        if out.tokens.len() == opts.n {
+            break StopReason::Length;
+        }
+        if let Some(&last) = out.tokens.last() {
+            if stopped() {
+                break StopReason::Stopped;
+            }
+            if context.room() == 0 {
+                break StopReason::Context;
+            }
+            context.decode(last)?;
+            out.timings.decode_tokens += 1;
+        }
+        let logits = context.logits();
+        let token = sampler.sample(logits)?;
+        if opts.logprobs > 0 {
+            out.logprobs.push(logprobs(logits, opts.logprobs)?);
+        }
+        if !opts.ignore_eos && model.tokenizer().is_eog(token) {
+            out.logprobs.truncate(out.tokens.len());
+            break StopReason::Eos(token);
+        }
+        sampler.accept(token);
+        out.tokens.push(token);
+        if on_token(token).is_break() {
+            break StopReason::Callback;
+        }
+    };
+    out.timings.decode = start.elapsed();
+    Ok(out)
+}

@@ -1,0 +1,29 @@
+//! The engine: a model file made ready to run, its caches, and generation.
+//!
+//! [`Model`] is what all uses of a file share: module, executable, tokenizer. [`Context`] is one
+//! sequence of tokens with its key and value caches. [`generate`] continues a prompt.
+//!
+//! ```no_run
+//! use aether_llm::engine::{Context, GenOptions, LoadOptions, Model, generate};
+//! use aether_llm::tokenizer::EncodeOptions;
+//!
+//! let model = Model::load("model.gguf", &LoadOptions::default())?;
+//! let prompt = model.tokenizer().encode(b"The capital of France is", EncodeOptions::PROMPT)?;
+//! let mut context = Context::new(&model)?;
+//! let out = generate(&mut context, &prompt, &GenOptions::default(), &mut |_| {
+//!     std::ops::ControlFlow::Continue(())
+//! })?;
+//! println!("{}", String::from_utf8_lossy(&model.tokenizer().decode(&out.tokens, false)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod context;
+mod error;
+mod generate;
+mod interface;
+mod model;
+
+pub use context::Context;
+pub use error::EngineError;
+pub use generate::{GenOptions, GenOutput, StopReason, Timings, generate};
+pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};

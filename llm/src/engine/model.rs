@@ -1,0 +1,251 @@
+//! A model file, made ready to run.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aether_ir::{ConstData, Module};
+use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool};
+
+use super::interface::{FIXED, Interface};
+use super::EngineError;
+use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
+use crate::gguf::Gguf;
+use crate::tokenizer::Tokenizer;
+
+/// The greatest context that is used without being asked for.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Tokens that the caches hold; 0 for the trained context, at most [`DEFAULT_CONTEXT`].
+    pub context: usize,
+    /// Most tokens that go through the model at once.
+    pub batch: usize,
+    /// Most rows of logits that come out at once.
+    pub rows: usize,
+    /// Workers; 0 for as many as the machine offers.
+    pub threads: usize,
+    /// Instruction set of the kernels; the best of this machine when `None`.
+    pub isa: Option<Isa>,
+    /// The passes, as text; the default ones when `None`.
+    pub pipeline: Option<String>,
+    /// Verify after every pass and prove the memory plan.
+    pub verify: bool,
+    /// Runs this module, an edited one of the same file, in place of the one that the file gives.
+    /// Constants in a file of the model's name are taken from the model.
+    pub ir: Option<Module>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            context: 0,
+            batch: 512,
+            rows: 32,
+            threads: 0,
+            isa: None,
+            pipeline: None,
+            verify: cfg!(debug_assertions),
+            ir: None,
+        }
+    }
+}
+
+/// What all sequences of a model share.
+pub struct Model {
+    gguf: Gguf,
+    tokenizer: Tokenizer,
+    hparams: Hparams,
+    module: Module,
+    pub(super) interface: Interface,
+    executable: Arc<Executable>,
+    pool: Arc<Pool>,
+    load_time: Duration,
+}
+
+impl Model {
+    /// Maps a file, builds its module and compiles it.
+    ///
+    /// # Errors
+    /// When the file cannot be believed, its architecture or tokenizer is not supported, something
+    /// is missing in it, or `options.ir` does not fit.
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Model>, EngineError> {
+        let start = Instant::now();
+        let gguf = Gguf::open(path)?;
+        Model::ready(gguf, Backing::File, options, start)
+    }
+
+    /// As [`Model::load`], for a file that is in memory.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_memory(gguf: Gguf, options: &LoadOptions) -> Result<Arc<Model>, EngineError> {
+        Model::ready(gguf, Backing::Memory, options, Instant::now())
+    }
+
+    /// The module that the file gives, under the bounds of `options`; nothing is compiled.
+    ///
+    /// # Errors
+    /// As [`arch::build`].
+    pub fn build_ir(gguf: &Gguf, options: &LoadOptions) -> Result<ModelIr, EngineError> {
+        let context = match options.context {
+            0 => arch::trained_context(gguf)?.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT),
+            n => n,
+        };
+        if i32::try_from(context).is_err() {
+            return Err(EngineError::ContextSize(context));
+        }
+        let batch = options.batch.clamp(1, context.max(1));
+        let bounds = Bounds { context: context.max(1), batch, rows: options.rows.max(1) };
+        let file = gguf.path().to_string_lossy();
+        let built = arch::build(gguf, &file, &bounds)?;
+        if context as u64 > built.hparams.n_ctx_train {
+            tracing::warn!(
+                context,
+                trained = built.hparams.n_ctx_train,
+                "the context is longer than the model was trained with"
+            );
+        }
+        Ok(built)
+    }
+
+    fn ready(
+        gguf: Gguf,
+        backing: Backing,
+        options: &LoadOptions,
+        start: Instant,
+    ) -> Result<Arc<Model>, EngineError> {
+        let ModelIr { module, hparams } = Model::build_ir(&gguf, options)?;
+        let module = options.ir.clone().unwrap_or(module);
+        let interface = Interface::of(&module)?;
+        let files = files(&gguf, backing, &module);
+        let compile = Options {
+            entry: MAIN.to_owned(),
+            threads: options.threads,
+            isa: options.isa,
+            pipeline: options.pipeline.clone(),
+            verify: options.verify,
+        };
+        // Both read the file from end to end and neither needs the other.
+        let (tokenizer, executable) = std::thread::scope(|scope| {
+            let tokenizer = std::thread::Builder::new()
+                .name("aether-tokenizer".to_owned())
+                .spawn_scoped(scope, || Tokenizer::from_gguf(&gguf));
+            let executable = Executable::compile(module.clone(), &files, &compile);
+            let tokenizer = match tokenizer.map(|thread| thread.join()) {
+                Ok(Ok(tokenizer)) => tokenizer,
+                // No thread could be had, or it died: here and now then.
+                _ => Tokenizer::from_gguf(&gguf),
+            };
+            (tokenizer, executable)
+        });
+        let executable = executable?;
+        let path = gguf.path().to_owned();
+        let tokenizer =
+            tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
+        let aliases = executable.program().result_aliases();
+        if let Some(i) = (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(FIXED + i)) {
+            return Err(EngineError::Interface(format!(
+                "cache {i} should be donated on its way to the result"
+            )));
+        }
+        let pool = Arc::new(
+            Pool::new(executable.threads()).map_err(aether_runtime::RuntimeError::from)?,
+        );
+        let executable = Arc::new(executable);
+        let load_time = start.elapsed();
+        Ok(Arc::new(Model {
+            gguf,
+            tokenizer,
+            hparams,
+            module,
+            interface,
+            executable,
+            pool,
+            load_time,
+        }))
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Sizes and constants of the model.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// The module before the passes: what can be printed, edited and run again.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// The module's text.
+    pub fn module_text(&self) -> String {
+        aether_ir::text::print(&self.module)
+    }
+
+    /// What runs.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// The workers, which all contexts share.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Tokens that a context holds.
+    pub fn context_len(&self) -> usize {
+        self.interface.context
+    }
+
+    /// Tokens that go through the model at once.
+    pub fn batch_len(&self) -> usize {
+        self.interface.batch
+    }
+
+    /// Rows of logits that come out at once.
+    pub fn max_rows(&self) -> usize {
+        self.interface.rows
+    }
+
+    /// Logits per row; the tokenizer may know fewer tokens.
+    pub fn vocab_len(&self) -> usize {
+        self.interface.vocab
+    }
+
+    /// Bytes of the caches of one context, when it is full.
+    pub fn cache_bytes(&self) -> usize {
+        self.interface.caches.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+}
+
+/// Serves the module's constants from the model's map.
+fn files(gguf: &Gguf, backing: Backing, module: &Module) -> Files {
+    let files = Files::new();
+    let own = gguf.path().to_string_lossy().into_owned();
+    for constant in module.consts.values() {
+        if let ConstData::File { path, .. } = &constant.data {
+            let same_name = Path::new(path).file_name() == gguf.path().file_name();
+            if *path != own && same_name {
+                files.register(path.clone(), gguf.map().clone(), backing);
+            }
+        }
+    }
+    files.register(own, gguf.map().clone(), backing);
+    files
+}
