@@ -286,6 +286,7 @@ pub fn did_you_mean<'a>(
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
     const LONGEST: usize = 64;
+    const MOST: usize = 4096;
     let length = word.chars().count();
     if length > LONGEST {
         return None;
@@ -293,6 +294,7 @@ pub fn did_you_mean<'a>(
     let allowed = (length / 3).max(1);
     candidates
         .into_iter()
+        .take(MOST)
         .filter(|c| c.chars().count() <= LONGEST && *c != word)
         .map(|c| (distance(word, c), c))
         .filter(|&(d, c)| d <= allowed && d < c.chars().count())

@@ -330,7 +330,7 @@ impl Lower {
         if let Some(id) = scope.values.get(&key) {
             return *id;
         }
-        if !scope.broken {
+        if !scope.broken && self.diagnostics.len() < MAX_DIAGNOSTICS {
             let message = format!("`%{}` is not defined", short(word.text));
             let mut names: Vec<&str> = scope.values.keys().map(|(_, n)| &**n).collect();
             names.sort_unstable();

@@ -13,6 +13,7 @@ pub fn check(v: &mut Verifier, f: usize, func: &Func) {
         func,
         defined: vec![None; func.values.len()],
         donated: vec![None; func.values.len()],
+        seen: vec![None; func.values.len()],
         sound: vec![false; func.values.len()],
     };
     for (i, &id) in func.params.iter().enumerate() {
@@ -43,6 +44,8 @@ struct Body<'a> {
     func: &'a Func,
     defined: Vec<Option<Definition>>,
     donated: Vec<Option<Loc>>,
+    /// The instruction and operand that last read each value.
+    seen: Vec<Option<(usize, usize)>>,
     /// Whether the value's type keeps the rules, so that type rules may look at it.
     sound: Vec<bool>,
 }
@@ -132,19 +135,22 @@ impl Body<'_> {
     }
 
     fn donate(&mut self, v: &mut Verifier, i: usize, inst: &Inst) {
-        for (k, operand) in inst.operands.iter().enumerate().filter(|(_, o)| o.donated) {
+        for (k, operand) in inst.operands.iter().enumerate() {
             let (id, loc) = (operand.value, Loc::Operand(self.f, i, k));
             let name = value_name(self.func, id);
-            // The first donation of a pair is reported, at the other use.
-            let other = inst
-                .operands
-                .iter()
-                .enumerate()
-                .find(|&(j, o)| j != k && o.value == id && !(o.donated && j < k));
-            if let Some((j, _)) = other {
+            let Some(seen) = self.seen.get_mut(id.index()) else { continue };
+            // The last operand of this instruction that read the value.
+            let earlier = seen.replace((i, k)).filter(|s| s.0 == i).map(|s| s.1);
+            if let Some(j) = earlier
+                && (operand.donated || inst.operands[j].donated)
+            {
+                let (used, given) = if inst.operands[j].donated { (k, j) } else { (j, k) };
                 let message = format!("{name} is donated and used in the same instruction");
-                let d = diagnostic("V25", message, Loc::Operand(self.f, i, j), &inst.span);
-                v.push(d.note("donated here", loc, inst.span.clone()));
+                let d = diagnostic("V25", message, Loc::Operand(self.f, i, used), &inst.span);
+                v.push(d.note("donated here", Loc::Operand(self.f, i, given), inst.span.clone()));
+            }
+            if !operand.donated {
+                continue;
             }
             let Some(definition) = self.defined.get(id.index()).copied().flatten() else {
                 continue;
@@ -228,10 +234,6 @@ impl Body<'_> {
             v.push(d.help(format!("write it first: `{} @name`", inst.op)));
             return None;
         };
-        let names: Vec<&str> = match inst.op {
-            Op::Call => v.module.funcs.keys().map(|k| &**k).collect(),
-            _ => v.module.consts.keys().map(|k| &**k).collect(),
-        };
         let known = match inst.op {
             Op::Call => v.module.funcs.contains_key(name),
             _ => v.module.consts.contains_key(name),
@@ -240,6 +242,10 @@ impl Body<'_> {
             return Some(name.clone());
         }
         let message = format!("the module has no {what} `@{name}`");
+        let names: Vec<&str> = match inst.op {
+            Op::Call => v.module.funcs.keys().map(|k| &**k).collect(),
+            _ => v.module.consts.keys().map(|k| &**k).collect(),
+        };
         let d = diagnostic("V21", message, Loc::Callee(self.f, i), &inst.span);
         v.push(match did_you_mean(name, names) {
             Some(meant) => d.help(format!("did you mean `@{meant}`?")),
@@ -265,17 +271,18 @@ impl Body<'_> {
 
     fn call(&self, v: &mut Verifier, i: usize, inst: &Inst, name: &std::sync::Arc<str>) {
         let Some((c, target)) = callee(v.module, name) else { return };
-        let Some(params) = types_of(target, target.params.iter().copied()) else { return };
-        if params.len() != inst.operands.len() {
+        if target.params.len() != inst.operands.len() {
             let message = format!(
                 "`@{name}` takes {}, not {}",
-                counted(params.len(), "argument"),
+                counted(target.params.len(), "argument"),
                 inst.operands.len()
             );
             let d = diagnostic("V23", message, Loc::Callee(self.f, i), &inst.span);
             v.push(d.note("declared here", Loc::Func(c), target.span.clone()));
+            return;
         }
-        for (k, (operand, want)) in inst.operands.iter().zip(params).enumerate() {
+        for (k, (operand, &param)) in inst.operands.iter().zip(&target.params).enumerate() {
+            let Some(want) = target.values.get(param.index()).map(|v| &v.ty) else { continue };
             let have = self.func.ty(operand.value);
             if have != want {
                 let message = format!("argument {} of `@{name}` is {want}, not {have}", k + 1);
