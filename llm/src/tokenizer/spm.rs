@@ -2,7 +2,8 @@
 //! the highest score first, the leftmost first among equals.
 //!
 //! Spaces are written U+2581. A character that is no token becomes its bytes' tokens
-//! `<0xNN>`, or the unknown token where those are missing.
+//! `<0xNN>`, or the unknown token where those are missing. A text is cut where no token
+//! could reach across (before most words), so that the queue of joins stays short.
 
 use std::collections::BinaryHeap;
 
@@ -23,6 +24,7 @@ pub(super) struct Spm {
     /// Scores, as integers of the same order.
     scores: Vec<u32>,
     longest: usize,
+    joints: Joints,
     /// The token of each byte, or the unknown token's.
     bytes: Box<[u32; 256]>,
 }
@@ -62,7 +64,7 @@ impl Spm {
             None => vec![ordered(0.0); data.tokens.len()],
         };
         let longest = data.tokens.iter().map(|t| t.len()).max().unwrap_or(0);
-        Self { texts, table, scores, longest, bytes }
+        Self { joints: Joints::of(&data.tokens), texts, table, scores, longest, bytes }
     }
 
     /// Appends the tokens of `text`, with a space before it if `prefix`. The caller has made
@@ -78,13 +80,24 @@ impl Spm {
                 _ => escaped.push(*byte),
             }
         }
-        let text = escaped.as_slice();
-        let mut nodes = self.characters(text);
-        let mut pairs = Vec::with_capacity(nodes.len());
-        for at in 0..nodes.len() as u32 {
-            pairs.extend(self.pair(text, &mut nodes, at));
+        let mut scratch = Scratch::default();
+        let mut text = escaped.as_slice();
+        while !text.is_empty() {
+            let (part, rest) = text.split_at(self.joints.part(text));
+            self.part(part, &mut scratch, out);
+            text = rest;
         }
-        let mut queue = BinaryHeap::from(pairs);
+    }
+
+    /// Joins what can be joined in one part of a text.
+    fn part(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let Scratch { nodes, queue } = scratch;
+        self.characters(text, nodes);
+        let mut pairs = std::mem::take(queue).into_vec();
+        for at in 0..nodes.len() as u32 {
+            pairs.extend(self.pair(text, nodes, at));
+        }
+        *queue = BinaryHeap::from(pairs);
         while let Some(entry) = queue.pop() {
             let at = !(entry as u32);
             let left = nodes[at as usize];
@@ -101,9 +114,9 @@ impl Spm {
                 nodes[right.next as usize].prev = at;
             }
             if left.prev != NONE {
-                queue.extend(self.pair(text, &mut nodes, left.prev));
+                queue.extend(self.pair(text, nodes, left.prev));
             }
-            queue.extend(self.pair(text, &mut nodes, at));
+            queue.extend(self.pair(text, nodes, at));
         }
         let mut at = 0;
         while let Some(node) = nodes.get(at as usize) {
@@ -120,8 +133,8 @@ impl Spm {
 
     /// One stretch per character. A byte that is not valid UTF-8 is one of its own, so that it
     /// takes no part of an escaped space with it.
-    fn characters(&self, text: &[u8]) -> Vec<Node> {
-        let mut nodes = Vec::with_capacity(text.len());
+    fn characters(&self, text: &[u8], nodes: &mut Vec<Node>) {
+        nodes.clear();
         let mut start = 0;
         while start < text.len() {
             let len = char_len(&text[start..]);
@@ -140,7 +153,6 @@ impl Spm {
         if let Some(last) = nodes.last_mut() {
             last.next = NONE;
         }
-        nodes
     }
 
     fn find(&self, text: &[u8]) -> u32 {
@@ -165,6 +177,60 @@ impl Spm {
     }
 }
 
+/// Memory for the parts of a text, kept from one to the next.
+#[derive(Debug, Default)]
+struct Scratch {
+    nodes: Vec<Node>,
+    queue: BinaryHeap<u64>,
+}
+
+/// Which characters may stand side by side in a token: a set with false positives of the
+/// last byte of one and the first three of the next.
+#[derive(Debug)]
+struct Joints(Box<[u64]>);
+
+impl Joints {
+    const BITS: u32 = 19;
+
+    fn of(tokens: &[&[u8]]) -> Self {
+        let mut set = Self(vec![0; (1 << Self::BITS) / 64].into_boxed_slice());
+        for token in tokens {
+            let mut at = 0;
+            while at < token.len() {
+                if at > 0 {
+                    let (word, bit) = Self::place(token, at);
+                    set.0[word] |= 1 << bit;
+                }
+                at += char_len(&token[at..]);
+            }
+        }
+        set
+    }
+
+    /// Where the joint before the character at `at`, which is not the first, is noted.
+    fn place(text: &[u8], at: usize) -> (usize, u32) {
+        let mut key = [text[at - 1], 0, 0, 0];
+        let len = char_len(&text[at..]).min(3);
+        key[1..=len].copy_from_slice(&text[at..at + len]);
+        let hash = u32::from_le_bytes(key).wrapping_mul(0x9e37_79b1) >> (32 - Self::BITS);
+        (hash as usize / 64, hash % 64)
+    }
+
+    /// Length of the part at the start of `text`, which is not empty, that no token could
+    /// reach out of.
+    fn part(&self, text: &[u8]) -> usize {
+        let mut at = char_len(text);
+        while at < text.len() {
+            let (word, bit) = Self::place(text, at);
+            if self.0[word] >> bit & 1 == 0 {
+                break;
+            }
+            at += char_len(&text[at..]);
+        }
+        at
+    }
+}
+
 /// A number that orders as the score does; both zeros are equal.
 fn ordered(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
@@ -173,7 +239,22 @@ fn ordered(score: f32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::ordered;
+    use super::{Joints, ordered};
+
+    #[test]
+    fn texts_are_cut_where_no_token_reaches_across() {
+        let joints = Joints::of(&["▁ab".as_bytes(), b"bc", "é▁".as_bytes(), b"\xffa"]);
+        let table: &[(&[u8], usize)] = &[
+            ("▁abc▁".as_bytes(), 6),
+            (b"ba", 1),
+            ("é▁a".as_bytes(), 6),
+            (b"\xffa\xff", 2),
+            (b"a", 1),
+        ];
+        for (text, len) in table {
+            assert_eq!(joints.part(text), *len, "{text:?}");
+        }
+    }
 
     #[test]
     fn scores_keep_their_order() {
