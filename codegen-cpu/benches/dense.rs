@@ -165,7 +165,11 @@ fn pool(c: &mut Criterion) {
             });
         });
         group.bench_function(format!("run_{threads}"), |bench| {
-            bench.iter(|| pool.run(&|w| drop(black_box(w.index()))));
+            bench.iter(|| {
+                pool.run(&|w| {
+                    black_box(w.index());
+                })
+            });
         });
     }
 }

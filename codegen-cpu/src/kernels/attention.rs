@@ -115,8 +115,8 @@ impl Attention {
 
     /// f32 elements of scratch each worker needs, for every number of tokens up to `tokens`.
     pub fn scratch_len(&self, isa: Isa) -> usize {
-        let lanes = simd::lanes(isa);
-        decode::scratch_len(self) + self.partial_len() + prefill::scratch_len(self, lanes)
+        let one = decode::scratch_len(self) + self.partial_len();
+        one.max(prefill::scratch_len(self, simd::geometry(isa)))
     }
 
     /// f32 elements of the partial result of one [`decode_part`].

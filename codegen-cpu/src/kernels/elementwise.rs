@@ -84,24 +84,93 @@ impl Operand for Value {
     }
 }
 
+/// What is done to each pair of vectors. A type and not a closure: a closure cannot be forced
+/// inline, and vector code that is not inlined into its entry point lacks the target features.
+trait Function: Copy {
+    unsafe fn call<S: Simd>(self, a: S::V, b: S::V) -> S::V;
+}
+
+/// `functions! { Name(a, b) => expression; }` makes types with a [`Function`].
+macro_rules! functions {
+    ($($name:ident($a:ident, $b:pat) => $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+
+        // SAFETY: no condition but the instruction set, which the caller vouches for.
+        impl Function for $name {
+            #[inline(always)]
+            unsafe fn call<S: Simd>(self, $a: S::V, $b: S::V) -> S::V {
+                unsafe { $body }
+            }
+        }
+    )*};
+}
+
+functions! {
+    Add(x, y) => S::add(x, y);
+    Sub(x, y) => S::sub(x, y);
+    Mul(x, y) => S::mul(x, y);
+    Div(x, y) => S::div(x, y);
+    // `max` and `min` pass NaN on from the second operand alone.
+    Max(x, y) => keep_nan::<S>(x, S::max(x, y));
+    Min(x, y) => keep_nan::<S>(x, S::min(x, y));
+
+    Neg(v, _) => S::mul(v, S::splat(-1.0));
+    Abs(v, _) => S::abs(v);
+    Relu(v, _) => S::max(S::splat(0.0), v);
+    Square(v, _) => S::mul(v, v);
+    Sqrt(v, _) => S::sqrt(v);
+    Rsqrt(v, _) => S::div(S::splat(1.0), S::sqrt(v));
+    Recip(v, _) => S::div(S::splat(1.0), v);
+    Exp(v, _) => math::exp::<S>(v);
+    Tanh(v, _) => math::tanh::<S>(v);
+    Sigmoid(v, _) => math::sigmoid::<S>(v);
+    Silu(v, _) => math::silu::<S>(v);
+    GeluTanh(v, _) => math::gelu_tanh::<S>(v);
+    GeluErf(v, _) => math::gelu_erf::<S>(v);
+    Erf(v, _) => math::erf::<S>(v);
+}
+
+/// `f(a) · b`.
+#[derive(Clone, Copy)]
+struct Gated<F>(F);
+
+// SAFETY: no condition but the instruction set, which the caller vouches for.
+impl<F: Function> Function for Gated<F> {
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self, a: S::V, b: S::V) -> S::V {
+        unsafe { S::mul(self.0.call::<S>(a, b), b) }
+    }
+}
+
+/// `value`, or `x` where `x` is NaN.
+#[inline(always)]
+unsafe fn keep_nan<S: Simd>(x: S::V, value: S::V) -> S::V {
+    // SAFETY: no condition but the instruction set.
+    unsafe {
+        let number = S::lt(S::splat(-1.0), S::abs(x));
+        S::select(number, value, x)
+    }
+}
+
 /// `out[i] = f(a[i], b[i])` for `i < n`; `out` may be `a` or `b`.
 #[inline(always)]
-unsafe fn zip<S: Simd, A: Operand, B: Operand>(
+unsafe fn zip<S: Simd, A: Operand, B: Operand, F: Function>(
     a: A,
     b: B,
     out: *mut f32,
     n: usize,
-    f: impl Fn(S::V, S::V) -> S::V,
+    f: F,
 ) {
     // SAFETY: the caller's pointers cover `n` elements; each is read before its place is written.
     unsafe {
         let mut i = 0;
         while i + S::LANES <= n {
-            S::store(out.add(i), f(a.vector::<S>(i), b.vector::<S>(i)));
+            S::store(out.add(i), f.call::<S>(a.vector::<S>(i), b.vector::<S>(i)));
             i += S::LANES;
         }
         if i < n {
-            let v = f(a.part::<S>(i, n - i), b.part::<S>(i, n - i));
+            let v = f.call::<S>(a.part::<S>(i, n - i), b.part::<S>(i, n - i));
             S::store_part(out.add(i), v, n - i);
         }
     }
@@ -115,27 +184,16 @@ unsafe fn binary_op<S: Simd, A: Operand, B: Operand>(
     out: *mut f32,
     n: usize,
 ) {
-    // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
+    // SAFETY: the caller's promise, passed on.
     unsafe {
-        // `max` and `min` pass NaN on from the second operand alone.
         match op {
-            Binary::Add => zip::<S, A, B>(a, b, out, n, |x, y| S::add(x, y)),
-            Binary::Sub => zip::<S, A, B>(a, b, out, n, |x, y| S::sub(x, y)),
-            Binary::Mul => zip::<S, A, B>(a, b, out, n, |x, y| S::mul(x, y)),
-            Binary::Div => zip::<S, A, B>(a, b, out, n, |x, y| S::div(x, y)),
-            Binary::Max => zip::<S, A, B>(a, b, out, n, |x, y| keep_nan::<S>(x, S::max(x, y))),
-            Binary::Min => zip::<S, A, B>(a, b, out, n, |x, y| keep_nan::<S>(x, S::min(x, y))),
+            Binary::Add => zip::<S, A, B, _>(a, b, out, n, Add),
+            Binary::Sub => zip::<S, A, B, _>(a, b, out, n, Sub),
+            Binary::Mul => zip::<S, A, B, _>(a, b, out, n, Mul),
+            Binary::Div => zip::<S, A, B, _>(a, b, out, n, Div),
+            Binary::Max => zip::<S, A, B, _>(a, b, out, n, Max),
+            Binary::Min => zip::<S, A, B, _>(a, b, out, n, Min),
         }
-    }
-}
-
-/// `value`, or `x` where `x` is NaN.
-#[inline(always)]
-unsafe fn keep_nan<S: Simd>(x: S::V, value: S::V) -> S::V {
-    // SAFETY: no condition but the instruction set.
-    unsafe {
-        let number = S::lt(S::splat(-1.0), S::abs(x));
-        S::select(number, value, x)
     }
 }
 
@@ -223,9 +281,9 @@ pub fn binary_scalar(isa: Isa, op: Binary, a: &[f32], b: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-unsafe fn map<S: Simd>(x: *const f32, out: *mut f32, n: usize, f: impl Fn(S::V) -> S::V) {
+unsafe fn map<S: Simd, F: Function>(x: *const f32, out: *mut f32, n: usize, f: F) {
     // SAFETY: the caller's pointers cover `n` elements.
-    unsafe { zip::<S, _, _>(Slice(x), Value(0.0), out, n, |v, _| f(v)) }
+    unsafe { zip::<S, _, _, F>(Slice(x), Value(0.0), out, n, f) }
 }
 
 /// Operations that are not worth vector code of their own.
@@ -241,22 +299,21 @@ unsafe fn map_scalar(x: *const f32, out: *mut f32, n: usize, f: impl Fn(f32) -> 
 unsafe fn unary_body<S: Simd>(op: Unary, x: *const f32, out: *mut f32, n: usize) {
     // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
     unsafe {
-        let one = S::splat(1.0);
         match op {
-            Unary::Neg => map::<S>(x, out, n, |v| S::mul(v, S::splat(-1.0))),
-            Unary::Abs => map::<S>(x, out, n, |v| S::abs(v)),
-            Unary::Relu => map::<S>(x, out, n, |v| S::max(S::splat(0.0), v)),
-            Unary::Square => map::<S>(x, out, n, |v| S::mul(v, v)),
-            Unary::Sqrt => map::<S>(x, out, n, |v| S::sqrt(v)),
-            Unary::Rsqrt => map::<S>(x, out, n, |v| S::div(one, S::sqrt(v))),
-            Unary::Recip => map::<S>(x, out, n, |v| S::div(one, v)),
-            Unary::Exp => map::<S>(x, out, n, |v| math::exp::<S>(v)),
-            Unary::Tanh => map::<S>(x, out, n, |v| math::tanh::<S>(v)),
-            Unary::Sigmoid => map::<S>(x, out, n, |v| math::sigmoid::<S>(v)),
-            Unary::Silu => map::<S>(x, out, n, |v| math::silu::<S>(v)),
-            Unary::GeluTanh => map::<S>(x, out, n, |v| math::gelu_tanh::<S>(v)),
-            Unary::GeluErf => map::<S>(x, out, n, |v| math::gelu_erf::<S>(v)),
-            Unary::Erf => map::<S>(x, out, n, |v| math::erf::<S>(v)),
+            Unary::Neg => map::<S, _>(x, out, n, Neg),
+            Unary::Abs => map::<S, _>(x, out, n, Abs),
+            Unary::Relu => map::<S, _>(x, out, n, Relu),
+            Unary::Square => map::<S, _>(x, out, n, Square),
+            Unary::Sqrt => map::<S, _>(x, out, n, Sqrt),
+            Unary::Rsqrt => map::<S, _>(x, out, n, Rsqrt),
+            Unary::Recip => map::<S, _>(x, out, n, Recip),
+            Unary::Exp => map::<S, _>(x, out, n, Exp),
+            Unary::Tanh => map::<S, _>(x, out, n, Tanh),
+            Unary::Sigmoid => map::<S, _>(x, out, n, Sigmoid),
+            Unary::Silu => map::<S, _>(x, out, n, Silu),
+            Unary::GeluTanh => map::<S, _>(x, out, n, GeluTanh),
+            Unary::GeluErf => map::<S, _>(x, out, n, GeluErf),
+            Unary::Erf => map::<S, _>(x, out, n, Erf),
             Unary::Log => map_scalar(x, out, n, f32::ln),
             Unary::Sin => map_scalar(x, out, n, f32::sin),
             Unary::Cos => map_scalar(x, out, n, f32::cos),
@@ -305,13 +362,11 @@ unsafe fn gated_body<S: Simd>(op: Gate, g: *const f32, u: *const f32, out: *mut 
     // SAFETY: the caller's promise, passed on; the vector operations have no other condition.
     unsafe {
         match op {
-            Gate::Silu => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::silu::<S>(g), u)),
-            Gate::GeluTanh => {
-                zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::gelu_tanh::<S>(g), u))
-            }
-            Gate::GeluErf => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::gelu_erf::<S>(g), u)),
-            Gate::Relu => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(S::max(S::splat(0.0), g), u)),
-            Gate::Sigmoid => zip::<S, _, _>(a, b, out, n, |g, u| S::mul(math::sigmoid::<S>(g), u)),
+            Gate::Silu => zip::<S, _, _, _>(a, b, out, n, Gated(Silu)),
+            Gate::GeluTanh => zip::<S, _, _, _>(a, b, out, n, Gated(GeluTanh)),
+            Gate::GeluErf => zip::<S, _, _, _>(a, b, out, n, Gated(GeluErf)),
+            Gate::Relu => zip::<S, _, _, _>(a, b, out, n, Gated(Relu)),
+            Gate::Sigmoid => zip::<S, _, _, _>(a, b, out, n, Gated(Sigmoid)),
         }
     }
 }

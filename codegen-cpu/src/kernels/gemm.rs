@@ -2,7 +2,7 @@
 //!
 //! [`linear`] is the layer product `out[t, r] = Σ_k x[t, k] · w[r, k]` with weights row-major in
 //! f32, f16 or bf16, and [`matmul`] the general `C = A · B` in f32. Both keep one operand in
-//! *panels* (of three vectors of columns each, [`pack_rows`], [`pack_columns`]) which all
+//! *panels* (as wide as a register tile, [`pack_rows`], [`pack_columns`]) which all
 //! threads share, and walk the rows of the other: the caller splits over rows. A few tokens
 //! take the dot-product road of [`gemv`] instead, which reads each weight once and needs no
 //! panels; [`wants_panels`] says which.
@@ -11,19 +11,21 @@ use std::ops::Range;
 
 use super::isa::Isa;
 pub use super::simd::Load;
-use super::simd::{self, Simd, dispatch};
+use super::simd::{self, Geometry, Simd, dispatch};
 use super::tile::{Start, dots, tiles};
 
 /// Depth of a block: rows of it, widened, stay in the first-level cache.
 const DEPTH: usize = 384;
 /// Distance of rows in the widened block, off the powers of two that share cache sets.
 const BLOCK_ROW: usize = DEPTH + 16;
-/// The most rows of a register tile on any instruction set.
-const MAX_ROWS: usize = 8;
+/// Columns of a full panel.
+fn width(g: Geometry) -> usize {
+    g.vectors * g.lanes
+}
 
 /// Columns (tokens) of a full panel.
 pub fn panel_width(isa: Isa) -> usize {
-    3 * simd::lanes(isa)
+    width(simd::geometry(isa))
 }
 
 /// Number of panels that hold `n` columns.
@@ -33,23 +35,24 @@ pub fn panels(isa: Isa, n: usize) -> usize {
 
 /// f32 elements of all panels for `n` columns of depth `k`.
 pub fn packed_len(isa: Isa, n: usize, k: usize) -> usize {
-    n.next_multiple_of(simd::lanes(isa)) * k
+    n.next_multiple_of(simd::geometry(isa).lanes) * k
 }
 
 /// f32 elements of scratch that one worker needs for [`linear`] or [`matmul`] with `n` columns.
 pub fn scratch_len(isa: Isa, n: usize) -> usize {
-    MAX_ROWS * (BLOCK_ROW + n.next_multiple_of(simd::lanes(isa)))
+    let g = simd::geometry(isa);
+    g.rows * (BLOCK_ROW + n.next_multiple_of(g.lanes))
 }
 
 /// Whether [`linear`] over panels beats [`gemv`] for this many tokens.
 pub fn wants_panels(isa: Isa, tokens: usize) -> bool {
-    tokens >= simd::lanes(isa).min(8)
+    tokens >= panel_width(isa)
 }
 
 /// Where panel `p` of `n` columns and depth `k` begins, its first column and its width.
-fn panel(lanes: usize, n: usize, k: usize, p: usize) -> (usize, usize, usize) {
-    let first = p * 3 * lanes;
-    (first * k, first, (n - first).next_multiple_of(lanes).min(3 * lanes))
+fn panel(g: Geometry, n: usize, k: usize, p: usize) -> (usize, usize, usize) {
+    let first = p * width(g);
+    (first * k, first, (n - first).next_multiple_of(g.lanes).min(width(g)))
 }
 
 /// Packs panel `p` of the columns x[0], …, x[n−1], each a *row* of `x` (`[n, k]` row-major): the
@@ -62,7 +65,7 @@ fn panel(lanes: usize, n: usize, k: usize, p: usize) -> (usize, usize, usize) {
 /// When `x` is shorter than `n · k` or there is no panel `p`.
 pub unsafe fn pack_rows(isa: Isa, x: &[f32], n: usize, k: usize, p: usize, out: *mut f32) {
     assert!(x.len() >= n * k && p < panels(isa, n), "panel {p} of {n} rows does not exist");
-    let (at, first, width) = panel(simd::lanes(isa), n, k, p);
+    let (at, first, width) = panel(simd::geometry(isa), n, k, p);
     // SAFETY: the panel lies within `out`, and the rows within `x`.
     unsafe {
         let out = out.add(at);
@@ -96,7 +99,7 @@ pub unsafe fn pack_rows(isa: Isa, x: &[f32], n: usize, k: usize, p: usize, out: 
 /// As [`pack_rows`].
 pub unsafe fn pack_columns(isa: Isa, b: &[f32], n: usize, k: usize, p: usize, out: *mut f32) {
     assert!(b.len() >= n * k && p < panels(isa, n), "panel {p} of {n} columns does not exist");
-    let (at, first, width) = panel(simd::lanes(isa), n, k, p);
+    let (at, first, width) = panel(simd::geometry(isa), n, k, p);
     let filled = width.min(n - first);
     // SAFETY: the panel lies within `out`, and the columns within `b`.
     unsafe {
@@ -164,7 +167,7 @@ unsafe fn product_body<S: Simd, E: Load>(
                 }
                 let mut first = 0;
                 while first < n_pad {
-                    let width = (n_pad - first).min(3 * l);
+                    let width = (n_pad - first).min(S::NV * l);
                     let b = packed.add(first * s.k + k0 * width);
                     let start = if k0 == 0 { Start::Zero } else { Start::Sum };
                     tiles::<S>(
@@ -181,7 +184,7 @@ unsafe fn product_body<S: Simd, E: Load>(
             }
             let mut first = 0;
             while first < n_pad {
-                let width = (n_pad - first).min(3 * l);
+                let width = (n_pad - first).min(S::NV * l);
                 let strip = sums.add(first * S::MR);
                 let filled = width.min(s.n - first);
                 if s.out_step.1 == 1 {
@@ -276,54 +279,59 @@ pub unsafe fn matmul(
     }
 }
 
-/// One group of `C` tokens over all rows of the range.
+/// `R` rows from row `r` on, times every token.
 #[inline(always)]
-unsafe fn gemv_group<S: Simd, E: Load, const C: usize>(
+unsafe fn gemv_rows<S: Simd, E: Load, const R: usize>(
     s: Shape,
     w: *const E,
     x: *const f32,
     out: *mut f32,
+    r: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut r = s.rows.0;
-        while r + 4 <= s.rows.1 {
-            let d = dots::<S, E, 4, C>(s.k, (w.add(r * s.k), s.k), (x, s.k));
-            for (i, row) in d.iter().enumerate() {
-                for (c, v) in row.iter().enumerate() {
-                    *out.add(c * s.out_step.1 + r + i) = *v;
-                }
-            }
-            r += 4;
+        let w = (w.add(r * s.k), s.k);
+        let mut t = 0;
+        while t < s.n {
+            let (x, out) = ((x.add(t * s.k), s.k), out.add(t * s.out_step.1 + r));
+            let left = s.n - t;
+            t += if left >= 4 && S::DOT_COLS == 4 {
+                put(dots::<S, E, R, 4>(s.k, w, x), out, s.out_step.1);
+                4
+            } else if left >= 2 {
+                put(dots::<S, E, R, 2>(s.k, w, x), out, s.out_step.1);
+                2
+            } else {
+                put(dots::<S, E, R, 1>(s.k, w, x), out, s.out_step.1);
+                1
+            };
         }
-        while r < s.rows.1 {
-            let [row] = dots::<S, E, 1, C>(s.k, (w.add(r * s.k), s.k), (x, s.k));
-            for (c, v) in row.iter().enumerate() {
-                *out.add(c * s.out_step.1 + r) = *v;
-            }
-            r += 1;
+    }
+}
+
+/// Stores a block of sums transposed: `out[c · step + r] = d[r][c]`.
+#[inline(always)]
+unsafe fn put<const R: usize, const C: usize>(d: [[f32; C]; R], out: *mut f32, step: usize) {
+    for (r, row) in d.iter().enumerate() {
+        for (c, v) in row.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { *out.add(c * step + r) = *v };
         }
     }
 }
 
 #[inline(always)]
 unsafe fn gemv_body<S: Simd, E: Load>(s: Shape, w: *const E, x: *const f32, out: *mut f32) {
-    // SAFETY: the caller's promise; groups of tokens follow one another in `x` and `out`.
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut t = 0;
-        while t < s.n {
-            let (x, out) = (x.add(t * s.k), out.add(t * s.out_step.1));
-            let left = s.n - t;
-            t += if left >= 4 && S::DOT_COLS == 4 {
-                gemv_group::<S, E, 4>(s, w, x, out);
-                4
-            } else if left >= 2 {
-                gemv_group::<S, E, 2>(s, w, x, out);
-                2
-            } else {
-                gemv_group::<S, E, 1>(s, w, x, out);
-                1
-            };
+        let mut r = s.rows.0;
+        while r + 4 <= s.rows.1 {
+            gemv_rows::<S, E, 4>(s, w, x, out, r);
+            r += 4;
+        }
+        while r < s.rows.1 {
+            gemv_rows::<S, E, 1>(s, w, x, out, r);
+            r += 1;
         }
     }
 }

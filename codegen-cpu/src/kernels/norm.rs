@@ -3,28 +3,41 @@
 use super::isa::Isa;
 use super::simd::{Simd, dispatch};
 
-/// Sum of `f(x[i])` in four partial vectors.
+/// Σ x, or Σ (x − mean)² with `SQUARE`, over `n` elements in four partial vectors.
 #[inline(always)]
-unsafe fn sum_of<S: Simd>(x: *const f32, n: usize, f: impl Fn(S::V, S::V) -> S::V) -> f32 {
+unsafe fn sum<S: Simd, const SQUARE: bool>(x: *const f32, n: usize, mean: f32) -> f32 {
     let l = S::LANES;
     // SAFETY: the caller's pointer covers `n` elements.
     unsafe {
+        let m = S::splat(mean);
         let mut acc = [S::splat(0.0); 4];
         let mut i = 0;
         while i + 4 * l <= n {
             for (j, a) in acc.iter_mut().enumerate() {
-                *a = f(*a, S::load(x.add(i + j * l)));
+                *a = gather::<S, SQUARE>(*a, S::load(x.add(i + j * l)), m);
             }
             i += 4 * l;
         }
         while i + l <= n {
-            acc[0] = f(acc[0], S::load(x.add(i)));
+            acc[0] = gather::<S, SQUARE>(acc[0], S::load(x.add(i)), m);
             i += l;
         }
-        if i < n {
-            acc[1] = f(acc[1], S::load_part(x.add(i), n - i));
+        let mut total = S::sum(S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])));
+        while i < n {
+            let d = *x.add(i) - mean;
+            total += if SQUARE { d * d } else { d };
+            i += 1;
         }
-        S::sum(S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])))
+        total
+    }
+}
+
+#[inline(always)]
+unsafe fn gather<S: Simd, const SQUARE: bool>(acc: S::V, v: S::V, mean: S::V) -> S::V {
+    // SAFETY: no condition but the instruction set.
+    unsafe {
+        let d = S::sub(v, mean);
+        if SQUARE { S::fma(d, d, acc) } else { S::add(acc, d) }
     }
 }
 
@@ -78,7 +91,7 @@ unsafe fn rms_body<S: Simd>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let squares = sum_of::<S>(x, n, |a, v| S::fma(v, v, a));
+        let squares = sum::<S, true>(x, n, 0.0);
         let scale = 1.0 / (squares / n as f32 + eps).sqrt();
         apply::<S>(x, (0.0, scale), weight, None, out, n);
     }
@@ -95,18 +108,8 @@ unsafe fn layer_body<S: Simd>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mean = sum_of::<S>(x, n, |a, v| S::add(a, v)) / n as f32;
-        let m = S::splat(mean);
-        // The zeros that fill a partial vector would count as mean², so the tail goes alone.
-        let whole = n - n % S::LANES;
-        let mut squares = sum_of::<S>(x, whole, |a, v| {
-            let d = S::sub(v, m);
-            S::fma(d, d, a)
-        });
-        for i in whole..n {
-            let d = *x.add(i) - mean;
-            squares += d * d;
-        }
+        let mean = sum::<S, false>(x, n, 0.0) / n as f32;
+        let squares = sum::<S, true>(x, n, mean);
         let scale = 1.0 / (squares / n as f32 + eps).sqrt();
         apply::<S>(x, (mean, scale), weight, bias, out, n);
     }

@@ -36,8 +36,10 @@ pub trait Simd: Copy + 'static {
     type M: Copy;
     /// f32 lanes of a vector.
     const LANES: usize;
-    /// Rows of the register tile of the matrix kernels (each row is three vectors wide).
+    /// Rows and vectors of columns of the register tile of the matrix kernels: as many as the
+    /// registers hold beside the operands.
     const MR: usize;
+    const NV: usize;
     /// Query heads (or tokens) that the dot-product tile of four rows takes at once.
     const DOT_COLS: usize;
 
@@ -171,20 +173,33 @@ pub fn level(isa: Isa) -> Level {
     }
 }
 
-/// f32 lanes of the vectors used for `isa`.
-pub fn lanes(isa: Isa) -> usize {
+/// The sizes that decide how scratch and panels are laid out.
+#[derive(Clone, Copy)]
+pub struct Geometry {
+    /// f32 lanes of a vector.
+    pub lanes: usize,
+    /// Rows of a register tile.
+    pub rows: usize,
+    /// Vectors of columns of a register tile.
+    pub vectors: usize,
+}
+
+impl Geometry {
+    const fn of<S: Simd>() -> Geometry {
+        Geometry { lanes: S::LANES, rows: S::MR, vectors: S::NV }
+    }
+}
+
+/// The sizes of the code that runs for `isa`.
+pub fn geometry(isa: Isa) -> Geometry {
     match level(isa) {
-        Level::Scalar => Scalar::LANES,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => Avx2::LANES,
+        Level::Avx2 => Geometry::of::<Avx2>(),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => Avx512::LANES,
+        Level::Avx512 => Geometry::of::<Avx512>(),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => Neon::LANES,
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => Scalar::LANES,
-        #[cfg(not(target_arch = "aarch64"))]
-        Level::Neon => Scalar::LANES,
+        Level::Neon => Geometry::of::<Neon>(),
+        _ => Geometry::of::<Scalar>(),
     }
 }
 

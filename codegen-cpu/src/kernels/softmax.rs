@@ -4,29 +4,37 @@ use super::isa::Isa;
 use super::math;
 use super::simd::{Simd, dispatch};
 
-/// Replaces `x` by `scale·x`, soft-capped if asked, and returns the largest value.
+/// `scale·v`, soft-capped if asked.
 #[inline(always)]
-unsafe fn prepare<S: Simd>(x: *mut f32, n: usize, scale: f32, cap: Option<f32>) -> f32 {
-    // SAFETY: the caller's pointer covers `n` elements.
+unsafe fn scaled<S: Simd>(v: S::V, scale: f32, cap: Option<f32>) -> S::V {
+    // SAFETY: no condition but the instruction set.
     unsafe {
-        let fix = |v: S::V| match cap {
+        match cap {
             None => S::mul(v, S::splat(scale)),
             Some(c) => {
                 let t = math::tanh::<S>(S::mul(v, S::splat(scale / c)));
                 S::mul(t, S::splat(c))
             }
-        };
+        }
+    }
+}
+
+/// Replaces `x` by `scale·x`, soft-capped if asked, and returns the largest value.
+#[inline(always)]
+unsafe fn prepare<S: Simd>(x: *mut f32, n: usize, scale: f32, cap: Option<f32>) -> f32 {
+    // SAFETY: the caller's pointer covers `n` elements.
+    unsafe {
         let mut best = S::splat(f32::NEG_INFINITY);
         let mut i = 0;
         while i + S::LANES <= n {
-            let v = fix(S::load(x.add(i)));
+            let v = scaled::<S>(S::load(x.add(i)), scale, cap);
             S::store(x.add(i), v);
             best = S::max(v, best);
             i += S::LANES;
         }
         let mut top = S::max_lane(best);
         if i < n {
-            let v = fix(S::load_part(x.add(i), n - i));
+            let v = scaled::<S>(S::load_part(x.add(i), n - i), scale, cap);
             S::store_part(x.add(i), v, n - i);
             while i < n {
                 top = top.max(*x.add(i));

@@ -39,16 +39,17 @@ pub unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
         for _ in 0..depth {
             let mut bv = [S::splat(0.0); NV];
             for (j, v) in bv.iter_mut().enumerate() {
-                *v = S::load(b.add(j * l));
+                *v = S::load(b.wrapping_add(j * l));
             }
             for (i, row) in acc.iter_mut().enumerate() {
-                let av = S::splat(*a.add(i * a_row));
+                let av = S::splat(*a.wrapping_add(i * a_row));
                 for (j, v) in row.iter_mut().enumerate() {
                     *v = S::fma(av, bv[j], *v);
                 }
             }
-            a = a.add(a_col);
-            b = b.add(ldb);
+            // Wrapping, here and above: debug builds check `add`, which shows in this loop.
+            a = a.wrapping_add(a_col);
+            b = b.wrapping_add(ldb);
         }
         for (i, row) in acc.iter().enumerate() {
             for (j, v) in row.iter().enumerate() {
@@ -73,7 +74,7 @@ pub unsafe fn tiles<S: Simd>(
 ) {
     let mut v = 0;
     while v < vectors {
-        let width = (vectors - v).min(3);
+        let width = (vectors - v).min(S::NV);
         let mut i = 0;
         while i < rows {
             // SAFETY: the caller's promise, within its bounds.
@@ -85,7 +86,8 @@ pub unsafe fn tiles<S: Simd>(
                     (8, 3) => tile::<S, 8, 3>(start, depth, a, b, c),
                     (8, 2) => tile::<S, 8, 2>(start, depth, a, b, c),
                     (8, _) => tile::<S, 8, 1>(start, depth, a, b, c),
-                    (_, 3) => tile::<S, 4, 3>(start, depth, a, b, c),
+                    (6, 2) => tile::<S, 6, 2>(start, depth, a, b, c),
+                    (6, _) => tile::<S, 6, 1>(start, depth, a, b, c),
                     (_, 2) => tile::<S, 4, 2>(start, depth, a, b, c),
                     _ => tile::<S, 4, 1>(start, depth, a, b, c),
                 }

@@ -1,7 +1,7 @@
 //! Several query tokens: both products in register tiles, one query row per vector lane.
 
 use super::super::math;
-use super::super::simd::{Load, Simd, dispatch};
+use super::super::simd::{Geometry, Load, Simd, dispatch};
 use super::super::tile::{Start, tiles};
 use super::decode::LOWEST;
 use super::{Attention, UNIT_ROWS};
@@ -34,14 +34,15 @@ struct Layout {
 impl Layout {
     fn new(shape: &Attention, rows: usize, lanes: usize, tile_rows: usize) -> Layout {
         let rows = rows.next_multiple_of(lanes);
+        let most_keys = KEYS.next_multiple_of(tile_rows);
         let k_row = shape.head_dim + SKEW;
         let v_cols = shape.v_dim.next_multiple_of(tile_rows);
         let v_row = v_cols + SKEW;
         let queries = 0;
         let keys = queries + shape.head_dim * rows;
-        let values = keys + KEYS * k_row;
+        let values = keys + most_keys * k_row;
         let scores = values + KEYS * v_row;
-        let sums = scores + KEYS * rows;
+        let sums = scores + most_keys * rows;
         let tops = sums + v_cols * rows;
         let totals = tops + rows;
         let factors = totals + rows;
@@ -65,10 +66,10 @@ impl Layout {
 }
 
 /// f32 elements of scratch of [`unit`], whatever the number of tokens.
-pub fn scratch_len(shape: &Attention, lanes: usize) -> usize {
+pub fn scratch_len(shape: &Attention, g: Geometry) -> usize {
     let group = shape.group();
     let rows = group * (UNIT_ROWS / group).max(1);
-    Layout::new(shape, rows, lanes, 8).end
+    Layout::new(shape, rows, g.lanes, g.rows).end
 }
 
 /// Widens `n` rows of `dim` elements and fills them with zeros up to `padded`.

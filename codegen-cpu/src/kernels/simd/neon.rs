@@ -17,6 +17,7 @@ impl Simd for Neon {
     type M = uint32x4_t;
     const LANES: usize = 4;
     const MR: usize = 8;
+    const NV: usize = 3;
     const DOT_COLS: usize = 4;
 
     #[inline(always)]

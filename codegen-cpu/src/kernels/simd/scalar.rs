@@ -1,7 +1,5 @@
 //! Plain Rust over four lanes, which the compiler turns into whatever the target has.
 
-use half::f16;
-
 use super::Simd;
 
 /// Plain Rust.
@@ -29,6 +27,31 @@ fn pow2(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
 
+/// f16 bits to f32, without branches.
+#[inline(always)]
+fn widen(h: u16) -> f32 {
+    let h = u32::from(h);
+    // Exponent and mantissa in f32's places, short of the difference of the biases, which a
+    // product makes good, subnormals included.
+    let scaled = f32::from_bits((h & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    let special = if h & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(scaled.to_bits() | special | (h & 0x8000) << 16)
+}
+
+/// f32 to f16 bits to nearest even, without branches.
+#[inline(always)]
+fn narrow(x: f32) -> u16 {
+    let sign = x.to_bits() >> 16 & 0x8000;
+    let a = x.to_bits() & 0x7fff_ffff;
+    let rounded = a.wrapping_add(0xfff + (a >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    // Below 2^-14 the last place of 0.5 is that of an f16 subnormal, so a sum rounds there.
+    let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let finite = if a < 113 << 23 { small } else { rounded };
+    // From halfway between the largest f16 and 2^16 on.
+    let large = if a > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+    (sign | if a >= 0x477f_f000 { large } else { finite }) as u16
+}
+
 // SAFETY of the pointer reads and writes: they touch the elements that the trait says, which
 // the caller vouches for.
 impl Simd for Scalar {
@@ -36,6 +59,7 @@ impl Simd for Scalar {
     type M = [bool; L];
     const LANES: usize = L;
     const MR: usize = 4;
+    const NV: usize = 2;
     const DOT_COLS: usize = 2;
 
     #[inline(always)]
@@ -67,11 +91,12 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::V {
         let bits = unsafe { p.cast::<[u16; L]>().read_unaligned() };
-        bits.map(|b| f16::from_bits(b).to_f32_const())
+        [widen(bits[0]), widen(bits[1]), widen(bits[2]), widen(bits[3])]
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::V) {
-        unsafe { p.cast::<[u16; L]>().write_unaligned(v.map(|x| f16::from_f32_const(x).to_bits())) }
+        let bits = [narrow(v[0]), narrow(v[1]), narrow(v[2]), narrow(v[3])];
+        unsafe { p.cast::<[u16; L]>().write_unaligned(bits) }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::V {

@@ -30,7 +30,8 @@ impl Simd for Avx2 {
     type V = __m256;
     type M = __m256;
     const LANES: usize = 8;
-    const MR: usize = 4;
+    const MR: usize = 6;
+    const NV: usize = 2;
     const DOT_COLS: usize = 2;
 
     #[inline(always)]
@@ -171,6 +172,7 @@ impl Simd for Avx512 {
     type M = __mmask16;
     const LANES: usize = 16;
     const MR: usize = 8;
+    const NV: usize = 3;
     const DOT_COLS: usize = 4;
 
     #[inline(always)]
