@@ -50,8 +50,17 @@ fn run_func(
     stats: &mut PassStats,
 ) {
     let mut known: Vec<Option<Tensor>> = vec![None; func.values.len()];
+    // A constant cannot be given away, so what is given away stays computed.
+    let mut given = vec![false; func.values.len()];
+    for operand in func.body.iter().flat_map(|inst| &inst.operands) {
+        given[operand.value.index()] |= operand.donated;
+    }
     let body = std::mem::take(&mut func.body);
     for inst in body {
+        if inst.results.iter().any(|r| given[r.index()]) {
+            func.body.push(inst);
+            continue;
+        }
         let Some(values) = evaluate(module, func, ctx, &inst, &known) else {
             func.body.push(inst);
             continue;
