@@ -1,7 +1,7 @@
 //! Tokenizers, made from a model's GGUF metadata.
 //!
-//! Two algorithms: SentencePiece BPE (`tokenizer.ggml.model = "llama"`, [`spm`]) and
-//! byte-level BPE (`"gpt2"`, [`bpe`]) behind a pre-tokenizer ([`pretokenize`]). Ids equal
+//! Two algorithms: SentencePiece BPE (`tokenizer.ggml.model = "llama"`, `spm`) and
+//! byte-level BPE (`"gpt2"`, `bpe`) behind a pre-tokenizer (`pretokenize`). Ids equal
 //! llama.cpp's on valid UTF-8; texts are bytes, and byte-level BPE gives back any bytes as
 //! they were. Encoding takes time near to linear in the text, whatever the text. A
 //! vocabulary is checked when it is taken, and no vocabulary or text makes this panic.

@@ -241,7 +241,7 @@ fn llama3_piece(classes: &Classes, text: &[u8], digits: usize) -> usize {
     }
     // White space: up to the last line end of the run, if it has one.
     let end = run(classes, text, 0, |c| c & SPACE != 0);
-    match text[..end].iter().rposition(|b| is_line_end(b)) {
+    match text[..end].iter().rposition(is_line_end) {
         Some(last) => last + 1,
         None => space_run(classes, text),
     }
