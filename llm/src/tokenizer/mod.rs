@@ -2,9 +2,10 @@
 //!
 //! Two algorithms: SentencePiece BPE (`tokenizer.ggml.model = "llama"`, `spm`) and
 //! byte-level BPE (`"gpt2"`, `bpe`) behind a pre-tokenizer (`pretokenize`). Ids equal
-//! llama.cpp's on valid UTF-8; texts are bytes, and byte-level BPE gives back any bytes as
-//! they were. Encoding takes time near to linear in the text, whatever the text. A
-//! vocabulary is checked when it is taken, and no vocabulary or text makes this panic.
+//! llama.cpp's on valid UTF-8; texts are bytes, and byte-level BPE gives back any bytes that
+//! its vocabulary has a token for (others are dropped, as llama.cpp does). Encoding takes
+//! time near to linear in the text, whatever the text. A vocabulary is checked when it is
+//! taken, and no vocabulary or text makes this panic.
 
 mod alphabet;
 mod bpe;
