@@ -6,8 +6,10 @@
 //! that is given away must not get further uses.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
-use aether_ir::{Attr, Func, Inst, Module, TensorType, ValueId};
+use aether_ir::{Attr, Func, Inst, Module, Op, TensorType, ValueId};
 
 use crate::pass::{Pass, PassCtx, PassError, PassStats};
 use crate::util::compact;
@@ -51,11 +53,11 @@ fn run_func(func: &mut Func) -> usize {
             return true;
         }
         match seen.entry(key(func, inst)) {
-            std::collections::hash_map::Entry::Vacant(slot) => {
+            Entry::Vacant(slot) => {
                 slot.insert(inst.results.clone());
                 true
             }
-            std::collections::hash_map::Entry::Occupied(first) => {
+            Entry::Occupied(first) => {
                 for (&r, &by) in inst.results.iter().zip(first.get()) {
                     replacement[r.index()] = by;
                     // The later one may carry the only name.
@@ -78,10 +80,10 @@ fn run_func(func: &mut Func) -> usize {
 /// What makes two instructions equal.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    op: aether_ir::Op,
-    symbol: Option<std::sync::Arc<str>>,
+    op: Op,
+    symbol: Option<Arc<str>>,
     operands: Vec<ValueId>,
-    attrs: Vec<(std::sync::Arc<str>, AttrKey)>,
+    attrs: Vec<(Arc<str>, AttrKey)>,
     types: Vec<TensorType>,
 }
 
@@ -92,7 +94,7 @@ enum AttrKey {
     Int(i64),
     Float(u64),
     Ints(Vec<i64>),
-    Str(std::sync::Arc<str>),
+    Str(Arc<str>),
 }
 
 fn key(func: &Func, inst: &Inst) -> Key {

@@ -5,7 +5,7 @@
 //! value its callee returns, a callee's parameter to the operands at its calls. Signatures of
 //! entry functions are kept.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use aether_ir::{Module, Op, ValueId};
@@ -78,10 +78,10 @@ impl Liveness {
                     .and_then(|s| module.funcs.get_full(s));
                 for (i, &r) in inst.results.iter().enumerate() {
                     graph.add_edge(node(f, r), this, Needs::Always);
-                    if let Some((g, _, callee)) = callee {
-                        if let Some(&returned) = callee.returns.get(i) {
-                            graph.add_edge(node(f, r), node(g, returned), Needs::Always);
-                        }
+                    if let Some((g, _, callee)) = callee
+                        && let Some(&returned) = callee.returns.get(i)
+                    {
+                        graph.add_edge(node(f, r), node(g, returned), Needs::Always);
                     }
                 }
                 for (j, v) in inst.inputs().enumerate() {
@@ -155,7 +155,7 @@ impl Liveness {
                 (of(&func.params), self.kept_results(module, roots, f))
             })
             .collect();
-        let index_of: std::collections::HashMap<Arc<str>, usize> =
+        let index_of: HashMap<Arc<str>, usize> =
             module.funcs.keys().enumerate().map(|(i, name)| (name.clone(), i)).collect();
 
         for (f, func) in module.funcs.values_mut().enumerate().filter(|(f, _)| self.funcs[*f]) {

@@ -125,10 +125,10 @@ impl Packing {
                     }
                     let used = use_of(module, inst, i);
                     let source = &sources[v.index()];
-                    if let Use::Argument(g, j) = used {
-                        if let Some(info) = params.get_mut(&(g, j)) {
-                            info.given.push((f, source.clone()));
-                        }
+                    if let Use::Argument(g, j) = used
+                        && let Some(info) = params.get_mut(&(g, j))
+                    {
+                        info.given.push((f, source.clone()));
                     }
                     match source {
                         Source::Const(name) => {

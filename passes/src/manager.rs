@@ -295,7 +295,115 @@ fn unknown<I: Iterator<Item = &'static str>>(
 
 #[cfg(test)]
 mod tests {
+    use aether_ir::target::{Cost, Target};
+    use aether_ir::{Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
+    use indexmap::IndexMap;
+
     use super::*;
+
+    /// Knows nothing and wants nothing.
+    struct Plain;
+
+    impl Target for Plain {
+        fn name(&self) -> &'static str {
+            "plain"
+        }
+        fn weight_layout(&self, _: &TensorType) -> Layout {
+            Layout::RowMajor
+        }
+        fn supports(&self, _: Op, _: &[&TensorType]) -> bool {
+            false
+        }
+        fn cost(
+            &self,
+            _: Op,
+            _: &[&TensorType],
+            _: &[&TensorType],
+            _: &dyn Fn(&str) -> u64,
+        ) -> Cost {
+            Cost::default()
+        }
+        fn seconds(&self, cost: &Cost) -> f64 {
+            cost.launches
+        }
+        fn scratch_bytes(&self, _: &Func, _: &Inst, _: &IndexMap<Symbol, SymbolRange>) -> u64 {
+            0
+        }
+        fn in_place(&self, _: Op, _: usize) -> bool {
+            false
+        }
+    }
+
+    /// Leaves a module that returns nothing although it says it does.
+    struct Breaks;
+
+    impl Pass for Breaks {
+        fn name(&self) -> &'static str {
+            "breaks"
+        }
+        fn doc(&self) -> &'static str {
+            "Breaks the module."
+        }
+        fn run(&self, module: &mut Module, _: &PassCtx) -> Result<PassStats, PassError> {
+            module.funcs[0].returns.clear();
+            Ok(PassStats::default())
+        }
+    }
+
+    fn small() -> Module {
+        let text = "module @m {\n  func @main(%x: tensor<f32>) -> tensor<f32> {\n    \
+                    %y = exp %x : tensor<f32>\n    return %x\n  }\n}\n";
+        aether_ir::parse_and_verify(text).unwrap()
+    }
+
+    #[test]
+    fn a_broken_module_is_laid_to_its_pass() {
+        let mut pipeline = Pipeline::parse("dce").unwrap();
+        pipeline.steps.push(Step { pass: &Breaks, disabled: Vec::new() });
+        let mut ctx = PassCtx::new(&Plain);
+        let e = pipeline.run(&mut small(), &ctx, &mut ()).unwrap_err().to_string();
+        assert!(e.starts_with("the module does not verify after pass `breaks`:\n"), "{e}");
+        assert!(e.contains("V29"), "{e}");
+        ctx.verify_each = false;
+        assert!(pipeline.run(&mut small(), &ctx, &mut ()).is_ok());
+    }
+
+    #[test]
+    fn steps_are_observed_counted_and_switched_off() {
+        struct Log(Vec<String>);
+        impl Observer for Log {
+            fn before(&mut self, index: usize, pass: &'static str, _: &Module) {
+                self.0.push(format!("{index} {pass}"));
+            }
+            fn after(&mut self, index: usize, report: &StepReport, module: &Module) {
+                assert_eq!(report.insts.1, module.funcs[0].body.len());
+                self.0.push(format!("{index} {:?} {:?}", report.insts, report.stats.counters));
+            }
+        }
+        let pipeline = Pipeline::parse("cse,dce").unwrap();
+        let mut ctx = PassCtx::new(&Plain);
+        let mut log = Log(Vec::new());
+        pipeline.run(&mut small(), &ctx, &mut log).unwrap();
+        let dce = "1 (1, 0) {\"instructions\": 1}";
+        assert_eq!(log.0, ["0 cse", "0 (1, 1) {}", "1 dce", dce]);
+
+        ctx.disabled.insert("dce".to_owned());
+        let mut module = small();
+        let reports = pipeline.run(&mut module, &ctx, &mut ()).unwrap();
+        assert_eq!(reports.iter().map(|r| r.pass).collect::<Vec<_>>(), ["cse"]);
+        assert_eq!(module, small());
+    }
+
+    #[test]
+    fn passes_are_listed_with_unique_names() {
+        let mut names = std::collections::BTreeSet::new();
+        for p in passes() {
+            assert!(names.insert(p.name()) && p.doc().ends_with('.'), "{}", p.name());
+            for rule in p.rules() {
+                assert!(names.insert(rule.name) && rule.doc.ends_with('.'), "{}", rule.name);
+            }
+        }
+    }
 
     #[test]
     fn pipelines_round_trip() {

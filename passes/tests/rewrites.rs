@@ -53,7 +53,7 @@ fn instance(rng: &mut fastrand::Rng, rule: &str) -> Module {
 
     let mut f = FuncBuilder::new("main");
     let x = f.param("x", TensorType::new(DType::F32, [rows.clone(), Dim::new(k)]));
-    let mut weight = |f: &mut FuncBuilder, rng: &mut fastrand::Rng, n: u64| {
+    let weight = |f: &mut FuncBuilder, rng: &mut fastrand::Rng, n: u64| {
         f.param(&format!("w{n}_{}", rng.u32(..)), TensorType::new(dtype(rng), [n, k]))
     };
     let either = |rng: &mut fastrand::Rng, a, b| if rng.bool() { [a, b] } else { [b, a] };
@@ -195,7 +195,8 @@ fn long_functions_take_time_in_proportion() {
         assert_eq!(fused, n / 4);
         start.elapsed().as_secs_f64()
     };
-    time(1_000);
-    let (short, long) = (time(2_000), time(20_000));
+    // The best of three, because other work may run on the machine.
+    let best = |n: usize| (0..3).map(|_| time(n)).fold(f64::INFINITY, f64::min);
+    let (short, long) = (best(2_000), best(20_000));
     assert!(long < 60.0 * short, "{short} s for 2,000 and {long} s for 20,000 instructions");
 }

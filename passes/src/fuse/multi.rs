@@ -10,10 +10,13 @@ use std::collections::HashMap;
 use aether_ir::op::MAX_OPERANDS;
 use aether_ir::{Attrs, DType, Func, Inst, Layout, Op, Operand, TensorType, ValueId};
 
+/// Seconds that an op takes from operands of these types to results of those.
+pub type Seconds<'a> = dyn Fn(Op, &[&TensorType], &[&TensorType]) -> f64 + 'a;
+
 /// Asks the target: whether it has the op for these operands, and what an op costs in seconds.
 pub struct Asks<'a> {
     pub supports: &'a dyn Fn(Op, &[&TensorType]) -> bool,
-    pub seconds: &'a dyn Fn(Op, &[&TensorType], &[&TensorType]) -> f64,
+    pub seconds: &'a Seconds<'a>,
 }
 
 /// A product that may join a group.
