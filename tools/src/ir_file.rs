@@ -4,8 +4,7 @@ use std::path::Path;
 
 use aether_ir::Module;
 use aether_ir::diag::render;
-use aether_ir::text::parse_module;
-use aether_ir::verify::verify;
+use aether_ir::text::parse_and_verify;
 use anyhow::{Context, anyhow};
 
 /// Parses and verifies a module.
@@ -19,9 +18,7 @@ pub fn parse(source: &str, name: &str) -> anyhow::Result<Module> {
         let text = text.trim_end();
         anyhow!("{}", text.strip_prefix("error: ").unwrap_or(text).to_owned())
     };
-    let module = parse_module(source).map_err(shown)?;
-    verify(&module).map_err(shown)?;
-    Ok(module)
+    parse_and_verify(source).map_err(shown)
 }
 
 /// Reads, parses and verifies a file.

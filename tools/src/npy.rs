@@ -79,7 +79,7 @@ pub fn write(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
 }
 
 fn to_bytes(tensor: &Tensor) -> anyhow::Result<Vec<u8>> {
-    let known = TYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()());
+    let known = TYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype());
     let (descr, data) = match known {
         Some((name, _)) => (*name, tensor.bytes().to_vec()),
         None => ("<f4", tensor.to_f32_vec()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
@@ -112,7 +112,7 @@ pub fn show(tensor: &Tensor) -> anyhow::Result<String> {
     let list: Vec<String> = values.iter().take(SHOWN).map(|v| format!("{v}")).collect();
     let more = if values.len() > SHOWN { ", …" } else { "" };
     let shape: Vec<String> = tensor.shape().iter().map(|d| format!("{d}x")).collect();
-    format!("tensor<{}{}> [{}{more}]\n", shape.concat(), tensor.dtype(), list.join(", "))
+    Ok(format!("tensor<{}{}> [{}{more}]\n", shape.concat(), tensor.dtype(), list.join(", ")))
 }
 
 #[cfg(test)]

@@ -190,7 +190,7 @@ impl Model {
 
     /// The module's text.
     pub fn module_text(&self) -> String {
-        aether_ir::text::print(&self.module)
+        aether_ir::text::print_module(&self.module)
     }
 
     /// What runs.

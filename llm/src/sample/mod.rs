@@ -9,7 +9,7 @@ mod logprobs;
 mod rng;
 mod sampler;
 
-pub use logprobs::{TokenLogprob, logprobs, logprobs_into};
+pub use logprobs::{TokenLogprob, log_sum_exp, logprobs, logprobs_into};
 pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions, argmax};
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use aether_codegen_cpu::CpuTarget;
 use aether_ir::Module;
-use aether_ir::text::print;
+use aether_ir::text::print_module;
 use aether_passes::{Observer, PassCtx, Pipeline, StepReport, passes};
 use aether_tools::{exit, ir_file, output};
 use anyhow::Context;
@@ -52,7 +52,7 @@ struct Printer {
 impl Observer for Printer {
     fn after(&mut self, _index: usize, report: &StepReport, module: &Module) {
         if self.all {
-            output::note(&format!("// after {}\n{}", report.pass, print(module)));
+            output::note(&format!("// after {}\n{}", report.pass, print_module(module)));
         }
     }
 }
@@ -106,7 +106,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             ));
         }
     }
-    output::print(&print(&module))?;
+    output::print(&print_module(&module))?;
     Ok(())
 }
 

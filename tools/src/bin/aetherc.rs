@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use aether_codegen_cpu::CpuTarget;
 use aether_ir::Module;
-use aether_ir::text::print;
+use aether_ir::text::print_module;
 use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, plan};
 use aether_tools::{dot, exit, ir_file, npy, output};
 use anyhow::{Context, bail};
@@ -96,7 +96,7 @@ fn compile(args: &CompileArgs) -> anyhow::Result<()> {
     let pipeline = Pipeline::parse(&args.pipeline)?;
     pipeline.run(&mut module, &PassCtx::new(&target), &mut ())?;
     let text = match args.emit {
-        Emit::Ir => print(&module),
+        Emit::Ir => print_module(&module),
         Emit::Plan => plan::text(&module, &plan::plan(&module, &target)?),
         Emit::Dot => dot::module(&module),
         Emit::Json => format!("{}\n", serde_json::to_string_pretty(&module)?),
