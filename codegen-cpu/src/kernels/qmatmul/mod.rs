@@ -172,7 +172,7 @@ fn for_tiles(
     let chunk = (CHUNK / group_len.max(1)).max(1);
     let mut start = range.start;
     while start < range.end {
-        let end = range.end.min(start + chunk);
+        let end = range.end.min(start.saturating_add(chunk));
         for first in (0..tokens).step_by(TILE) {
             let count = TILE.min(tokens - first);
             for group in start..end {
@@ -231,6 +231,29 @@ impl Kernel {
                     tile(packed.as_ptr(), self.positions, records.as_ptr(), step, out.as_mut_ptr());
                 }
                 done += width;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_every_group_and_token_once() {
+        for group_len in [0, 1, 100_000, 200_000, usize::MAX] {
+            for tokens in [0, 1, 16, 17, 50] {
+                let mut seen = vec![[0; 50]; 9];
+                for_tiles(2..9, group_len, tokens, |group, first, count| {
+                    assert!(count <= TILE && first % TILE == 0);
+                    seen[group][first..first + count].iter_mut().for_each(|n| *n += 1);
+                });
+                for (group, seen) in seen.iter().enumerate() {
+                    for (t, n) in seen.iter().enumerate() {
+                        assert_eq!(*n, usize::from(group >= 2 && t < tokens), "{group} {t}");
+                    }
+                }
             }
         }
     }
