@@ -2,8 +2,5 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=src/text/grammar.lalrpop");
-    lalrpop::Configuration::new()
-        .use_cargo_dir_conventions()
-        .emit_rerun_directives(false)
-        .process()
+    lalrpop::Configuration::new().use_cargo_dir_conventions().emit_rerun_directives(false).process()
 }

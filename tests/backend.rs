@@ -63,7 +63,8 @@ const CASES: &[Case] = &[
 ];
 
 fn module(source: &str) -> Module {
-    parse_and_verify(source).unwrap_or_else(|d| panic!("{}", aether_ir::diag::render(&d, source, "case")))
+    parse_and_verify(source)
+        .unwrap_or_else(|d| panic!("{}", aether_ir::diag::render(&d, source, "case")))
 }
 
 fn random_inputs(module: &Module, symbols: &[(&str, u64)], rng: &mut fastrand::Rng) -> Vec<Tensor> {

@@ -26,7 +26,7 @@ pub const MAX_THREADS: usize = 1024;
 pub const COUNTERS: usize = 4;
 
 /// Turns of the spin loop before a waiting worker gives its core away.
-const SPINS: u32 = 4000;
+const SPINS: u32 = 1500;
 
 /// How long an idle worker stays awake for the next run.
 const AWAKE: Duration = Duration::from_micros(100);

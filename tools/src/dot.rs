@@ -6,10 +6,15 @@ use aether_ir::{Func, Module, ValueId};
 
 /// Every function as a cluster of one graph.
 pub fn module(module: &Module) -> String {
-    let mut text = format!("digraph {} {{\n  node [shape=box, fontname=monospace]\n", quote(&module.name));
+    let mut text =
+        format!("digraph {} {{\n  node [shape=box, fontname=monospace]\n", quote(&module.name));
     for (i, func) in module.funcs.values().enumerate() {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  subgraph cluster_{i} {{\n    label={}", quote(&format!("@{}", func.name)));
+        let _ = writeln!(
+            text,
+            "  subgraph cluster_{i} {{\n    label={}",
+            quote(&format!("@{}", func.name))
+        );
         function(func, i, &mut text);
         text.push_str("  }\n");
     }

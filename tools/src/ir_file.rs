@@ -26,7 +26,7 @@ pub fn parse(source: &str, name: &str) -> anyhow::Result<Module> {
 /// # Errors
 /// When it cannot be read, or as [`parse`].
 pub fn read(path: &Path) -> anyhow::Result<Module> {
-    let source = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let source =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&source, &path.display().to_string())
 }

@@ -37,7 +37,9 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Tensor> {
     let rest = bytes.strip_prefix(MAGIC).context("it does not start with NumPy's signature")?;
     let (version, rest) = rest.split_at_checked(2).context("it is truncated")?;
     let (length, rest) = match version[0] {
-        1 => rest.split_at_checked(2).map(|(n, rest)| (usize::from(n[0]) | usize::from(n[1]) << 8, rest)),
+        1 => rest
+            .split_at_checked(2)
+            .map(|(n, rest)| (usize::from(n[0]) | usize::from(n[1]) << 8, rest)),
         2 | 3 => rest.split_at_checked(4).map(|(n, rest)| {
             (n.iter().rev().fold(0usize, |acc, &b| acc << 8 | usize::from(b)), rest)
         }),

@@ -42,16 +42,13 @@ fn copy(lower: &mut Lower, site: &Site) {
 fn gather(lower: &mut Lower, site: &Site) -> Lowered {
     let (table, indices, out) = (&site.inputs[0], &site.inputs[1], &site.outputs[0]);
     let axis = table.ty.shape.axis(site.inst.attrs.int("axis", 0));
-    let known = table.ty.shape.as_const().filter(|d| d.len() == 2);
-    let (Some(0), Some(dims), DType::I32) = (axis, known, indices.ty.dtype) else {
-        if table.ty.layout == Layout::RowMajor {
-            return Ok(false);
-        }
-        return Err(format!("no kernel gathers from {}", table.ty));
+    let cols = match (table.ty.rank(), table.ty.shape.0.last().and_then(|d| d.as_const())) {
+        (2, Some(cols)) if axis == Some(0) && indices.ty.dtype == DType::I32 => cols as usize,
+        _ if table.ty.layout == Layout::RowMajor => return Ok(false),
+        _ => return Err(format!("no kernel gathers from {}", table.ty)),
     };
-    let (rows, cols) = (dims[0] as usize, dims[1] as usize);
+    let row_count = table.dims[0].clone();
     let (dtype, layout) = (table.ty.dtype, table.ty.layout);
-    let table_bytes = table.ty.bytes(|_| None).ok_or("the table's size overflows")? as usize;
     let row_bytes = dtype.row_bytes(cols).ok_or("rows are no whole blocks")?;
     let out_row = out.ty.dtype.row_bytes(cols).ok_or("rows are no whole blocks")?;
     let (table, out, count, indices) = (table.loc, out.loc, indices.numel(), indices.loc);
@@ -60,6 +57,9 @@ fn gather(lower: &mut Lower, site: &Site) -> Lowered {
         site.reads(),
         site.writes(),
         Box::new(move |ctx, work| {
+            let rows = row_count.get(ctx.symbols);
+            let stored = if layout == Layout::R16 { rows.next_multiple_of(16) } else { rows };
+            let table_bytes = stored * row_bytes;
             work.chunks(count.get(ctx.symbols), 1, |r| {
                 for i in r {
                     // SAFETY: there are `count` indices.

@@ -9,9 +9,9 @@ use aether_ir::{
     Attrs, BuildError, DType, Dim, Func, FuncBuilder, Op, TensorType, ValueId, donate,
 };
 
+use super::ArchError;
 use super::hparams::{Hparams, RopeScaling};
 use super::weights::const_name;
-use super::ArchError;
 
 /// Symbol of the number of tokens of a call.
 pub(super) const TOKENS: &str = "s";
@@ -246,12 +246,7 @@ impl<'a> LayerBuilder<'a> {
         self.linear(flat, "attn_output.weight", "attn_output.bias", "attn_out")
     }
 
-    fn append(
-        &mut self,
-        cache: ValueId,
-        rows: ValueId,
-        name: &str,
-    ) -> Result<ValueId, ArchError> {
+    fn append(&mut self, cache: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {
         let operands = [donate(cache), rows.into(), self.past.into()];
         let out = self.f.op_multi(Op::KvAppend, &operands, Attrs::new(), &[]);
         let out = self.built(out)?[0];

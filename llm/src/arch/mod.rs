@@ -86,12 +86,10 @@ pub struct ModelIr {
 /// When the key is missing or no architecture of that name is known.
 pub fn of(gguf: &Gguf) -> Result<&'static dyn Architecture, ArchError> {
     let name = gguf.get_str("general.architecture")?;
-    ARCHITECTURES.iter().copied().find(|a| a.name() == name).ok_or_else(|| {
-        ArchError::Unsupported {
-            path: gguf.path().to_owned(),
-            name: name.to_owned(),
-            supported: ARCHITECTURES.iter().map(|a| a.name()).collect(),
-        }
+    ARCHITECTURES.iter().copied().find(|a| a.name() == name).ok_or_else(|| ArchError::Unsupported {
+        path: gguf.path().to_owned(),
+        name: name.to_owned(),
+        supported: ARCHITECTURES.iter().map(|a| a.name()).collect(),
     })
 }
 

@@ -109,10 +109,12 @@ impl Context {
             data: ArgData::Read(&self.rows.as_slice()[..n_rows[0] * 4]),
         });
         let shapes = self.model.interface.caches.iter().map(|(shape, _)| shape);
-        args.extend(self.caches.iter_mut().zip(shapes).map(|(cache, shape)| Arg {
-            shape,
-            data: ArgData::Write(cache.as_mut_slice()),
-        }));
+        args.extend(
+            self.caches
+                .iter_mut()
+                .zip(shapes)
+                .map(|(cache, shape)| Arg { shape, data: ArgData::Write(cache.as_mut_slice()) }),
+        );
         let outcome = self.session.run(&mut args);
         self.args.restore(args);
         outcome?;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use aether_ir::{ConstData, Module};
 use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool};
 
-use super::interface::{FIXED, Interface};
 use super::EngineError;
+use super::interface::{FIXED, Interface};
 use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
@@ -143,17 +143,15 @@ impl Model {
         });
         let executable = executable?;
         let path = gguf.path().to_owned();
-        let tokenizer =
-            tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
+        let tokenizer = tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
         let aliases = executable.program().result_aliases();
         if let Some(i) = (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(FIXED + i)) {
             return Err(EngineError::Interface(format!(
                 "cache {i} should be donated on its way to the result"
             )));
         }
-        let pool = Arc::new(
-            Pool::new(executable.threads()).map_err(aether_runtime::RuntimeError::from)?,
-        );
+        let pool =
+            Arc::new(Pool::new(executable.threads()).map_err(aether_runtime::RuntimeError::from)?);
         let executable = Arc::new(executable);
         let load_time = start.elapsed();
         Ok(Arc::new(Model {

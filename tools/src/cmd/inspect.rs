@@ -19,11 +19,8 @@ pub struct InspectArgs {
 /// Prints the file's contents.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let gguf = args.model.open()?;
-    let text = if args.json {
-        format!("{:#}\n", inspect::json(&gguf))
-    } else {
-        inspect::text(&gguf)
-    };
+    let text =
+        if args.json { format!("{:#}\n", inspect::json(&gguf)) } else { inspect::text(&gguf) };
     output::print(&text)?;
     Ok(())
 }

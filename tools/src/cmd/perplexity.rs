@@ -53,7 +53,8 @@ impl Score {
         let mean = self.sum / n;
         let variance = self.squares / n - mean * mean;
         let ppl = mean.exp();
-        let error = if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
+        let error =
+            if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
         (ppl, error * ppl)
     }
 }

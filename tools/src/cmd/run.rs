@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aether_llm::engine::{Context, GenOptions, GenOutput, LoadOptions, Model, StopReason, generate};
+use aether_llm::engine::{
+    Context, GenOptions, GenOutput, LoadOptions, Model, StopReason, generate,
+};
 use aether_llm::sample::SamplerOptions;
 use aether_llm::tokenizer::{EncodeOptions, Utf8Stream};
 use anyhow::{Context as _, bail};

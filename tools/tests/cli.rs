@@ -1,0 +1,119 @@
+//! The commands as people run them, on the default model (pulled at first use) and on bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn aether(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_aether")).args(args).output().expect("aether starts")
+}
+
+fn opt(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_aether-opt")).args(args).output().expect("aether-opt starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The command must fail with one paragraph that holds all of `parts`.
+fn refused(output: &Output, parts: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "`{part}` is not in: {stderr}");
+    }
+}
+
+fn model_file() -> PathBuf {
+    let output = aether(&["pull", "smollm2-135m"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    PathBuf::from(text(&output.stdout).trim())
+}
+
+#[test]
+fn the_default_model_speaks_through_text_and_edited_ir() {
+    let model = model_file();
+    let model = model.to_str().unwrap();
+    let run = |extra: &[&str]| {
+        let mut args = vec!["run", "-m", model, "-p", "The capital of France is"];
+        args.extend(["-n", "3", "--temp", "0", "-c", "64", "--json", "--logprobs", "2"]);
+        args.extend(extra);
+        let output = aether(&args);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let ir = folder.path().join("model.aet");
+    let ir = ir.to_str().unwrap();
+    let plain = run(&["--emit-ir", ir]);
+    assert!(plain["text"].as_str().unwrap().starts_with(" Paris"), "{plain}");
+    assert_eq!(plain["logprobs"].as_array().unwrap().len(), 3);
+    assert_eq!(plain["logprobs"][0][0][0], plain["tokens"][0]);
+
+    let unchanged = run(&["--ir", ir]);
+    assert_eq!(unchanged["tokens"], plain["tokens"]);
+    assert_eq!(unchanged["logprobs"], plain["logprobs"]);
+
+    // Other eps in every norm: the numbers move.
+    let source = std::fs::read_to_string(ir).unwrap();
+    assert!(source.contains("eps = "), "the layer has norms");
+    let edited = source.replacen("eps = ", "eps = 1", 1);
+    std::fs::write(ir, edited).unwrap();
+    assert_ne!(run(&["--ir", ir])["logprobs"], plain["logprobs"]);
+}
+
+#[test]
+fn tokens_of_the_default_model() {
+    let model = model_file();
+    let output = aether(&["tokenize", "-m", model.to_str().unwrap(), "The capital of France is"]);
+    assert_eq!(text(&output.stdout).trim(), "[504,3575,282,4649,314]");
+}
+
+#[test]
+fn bad_input_is_refused_with_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let run = |model: &str, extra: &[&str]| {
+        let mut args = vec!["run", "-m", model, "-p", "x", "-n", "1"];
+        args.extend(extra);
+        aether(&args)
+    };
+    refused(&run("no-such-model", &[]), &["error:", "no-such-model", "smollm2-135m"]);
+    refused(&run(&file("empty.gguf", b""), &[]), &["empty.gguf"]);
+    refused(&run(&file("text.gguf", b"hello world, this is no model"), &[]), &["text.gguf"]);
+
+    let model = model_file();
+    let whole = std::fs::read(&model).unwrap();
+    let cut = file("cut.gguf", &whole[..whole.len() / 2]);
+    refused(&run(&cut, &[]), &["cut.gguf", "tensor"]);
+    let model = model.to_str().unwrap();
+    let long = "word ".repeat(200);
+    refused(&aether(&["run", "-m", model, "-p", &long, "-c", "64"]), &["64", "201"]);
+    let bad = file(
+        "bad.aet",
+        b"module @m {\n  func @main(%x: tensor<2xf32>) -> tensor<3xf32> {\n    return %x\n  }\n}\n",
+    );
+    refused(&run(model, &["--ir", &bad]), &["bad.aet", ":3:", "tensor<3xf32>"]);
+    refused(&opt(&[&bad]), &["bad.aet", ":3:"]);
+    let syntax = file("syntax.aet", b"module @m {\n  func @main( {\n}\n");
+    refused(&opt(&[&syntax]), &["syntax.aet", ":2:"]);
+    refused(&opt(&["--pipeline", "cse,nope", &syntax]), &["nope"]);
+    refused(&aether(&["run", "-p", "x", "--temp", "-1"]), &["temp"]);
+}
+
+#[test]
+fn passes_clean_up_a_module() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/redundant.aet");
+    let output = opt(&["--pipeline", "cse,dce", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    insta::assert_snapshot!(text(&output.stdout), @"");
+    let passes = opt(&["--list-passes"]);
+    for pass in ["cse", "fold", "dce", "layout", "fuse", "plan"] {
+        assert!(text(&passes.stdout).contains(pass), "{pass}");
+    }
+}
