@@ -200,7 +200,8 @@ fn special_values_of_unary_operations() {
 #[test]
 fn binary_operations_of_every_length() {
     let mut rng = fastrand::Rng::with_seed(2);
-    let ops: [(Binary, fn(f32, f32) -> f32); 6] = [
+    type Meaning = fn(f32, f32) -> f32;
+    let ops: [(Binary, Meaning); 6] = [
         (Binary::Add, |a, b| a + b),
         (Binary::Sub, |a, b| a - b),
         (Binary::Mul, |a, b| a * b),
@@ -420,7 +421,7 @@ fn rope_turns_pairs() {
                     unsafe {
                         let (c, s) = (cos.as_ptr(), sin.as_ptr());
                         let (x, o) = (x.as_ptr(), copy.as_mut_ptr());
-                        rope::rope_raw(isa, mode, x, o, 3, head_dim, c, s, pairs);
+                        rope::rope_raw(isa, mode, x, o, (3, head_dim), (c, s, pairs));
                     }
                     assert_eq!(copy, got);
                 }
@@ -842,7 +843,7 @@ fn cache_rows_are_stored_where_they_belong() {
         assert!(cache[5 * 21..].iter().zip(&rows).all(|(c, r)| *c == f16::from_f32(*r)));
     }
     let overrun = std::panic::catch_unwind(|| {
-        attention::store_rows(Isa::Scalar, &[0.0; 42], 21, &mut vec![f16::ZERO; 42], 1);
+        attention::store_rows(Isa::Scalar, &[0.0; 42], 21, &mut [f16::ZERO; 42], 1);
     });
     assert!(overrun.is_err());
 }

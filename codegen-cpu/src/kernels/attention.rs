@@ -74,7 +74,7 @@ impl Attention {
             return Err(AttentionError::Zero);
         }
         if let Some(cap) = self.soft_cap
-            && !(cap > 0.0)
+            && (cap <= 0.0 || cap.is_nan())
         {
             return Err(AttentionError::SoftCap(cap));
         }

@@ -16,7 +16,7 @@ use super::simd::Simd;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// ln 2 in two parts; the product of the first with any exponent is exact.
-const LN2_HI: f32 = 0.693_359_375;
+const LN2_HI: f32 = 355.0 / 512.0;
 const LN2_LO: f32 = -2.121_944_4e-4;
 
 /// (eʳ − 1 − r) / r² on |r| ≤ ln 2 / 2.
@@ -109,7 +109,7 @@ pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
 pub unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     unsafe {
         // x/2 (1 + tanh u) = x sigmoid(2u), which keeps its relative precision below zero.
-        let two_root = S::splat(1.595_769_1); // 2 √(2/π)
+        let two_root = S::splat(1.595_769); // 2 √(2/π)
         let inner = S::fma(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
         gate::<S>(x, S::mul(S::mul(x, two_root), inner))
     }
@@ -138,7 +138,7 @@ pub unsafe fn erf<S: Simd>(x: S::V) -> S::V {
             a,
             poly::<S, 6>(
                 [
-                    1.128_379_2,
+                    std::f32::consts::FRAC_2_SQRT_PI,
                     -0.376_126_4,
                     0.112_837_92,
                     -0.026_866_17,

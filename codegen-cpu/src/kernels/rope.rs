@@ -103,11 +103,8 @@ unsafe fn rope_body<S: Simd>(
     mode: RopeMode,
     x: *const f32,
     out: *mut f32,
-    heads: usize,
-    head_dim: usize,
-    cos: *const f32,
-    sin: *const f32,
-    pairs: usize,
+    (heads, head_dim): (usize, usize),
+    (cos, sin, pairs): (*const f32, *const f32, usize),
 ) {
     // SAFETY: the caller's pointers cover what the entry's contract says; each pair is read
     // whole before it is written, so `out` may be `x`.
@@ -151,14 +148,14 @@ unsafe fn rope_body<S: Simd>(
 }
 
 dispatch! {
-    /// Rotates the first `2·pairs` elements of each of `heads` heads and copies the rest; `out`
-    /// may be `x`.
+    /// Rotates the first `2·pairs` elements of each head and copies the rest; `out` may be `x`.
+    /// `shape` is heads and head_dim, `tables` cosines, sines and their number of pairs.
     ///
     /// # Safety
     /// `x` and `out` cover `heads · head_dim` elements and coincide or do not overlap; `cos` and
     /// `sin` cover `pairs`; `2·pairs <= head_dim`.
-    pub unsafe fn rope_raw(isa; mode: RopeMode, x: *const f32, out: *mut f32, heads: usize,
-        head_dim: usize, cos: *const f32, sin: *const f32, pairs: usize) = rope_body
+    pub unsafe fn rope_raw(isa; mode: RopeMode, x: *const f32, out: *mut f32,
+        shape: (usize, usize), tables: (*const f32, *const f32, usize)) = rope_body
 }
 
 /// Rotates one token's heads in place: `x` is `[heads, head_dim]`, the tables hold one entry per
@@ -173,5 +170,5 @@ pub fn rope(isa: Isa, mode: RopeMode, x: &mut [f32], head_dim: usize, cos: &[f32
     let p = x.as_mut_ptr();
     let heads = x.len() / head_dim;
     // SAFETY: checked above; in place.
-    unsafe { rope_raw(isa, mode, p, p, heads, head_dim, cos.as_ptr(), sin.as_ptr(), cos.len()) }
+    unsafe { rope_raw(isa, mode, p, p, (heads, head_dim), (cos.as_ptr(), sin.as_ptr(), cos.len())) }
 }

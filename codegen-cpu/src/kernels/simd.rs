@@ -88,10 +88,17 @@ pub trait Simd: Copy + 'static {
 /// # Safety
 /// As for [`Simd`].
 pub trait Load: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As for [`Simd`].
     unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+
+    /// The element as f32.
     fn widen(self) -> f32;
 
     /// The first `n` elements; lanes from `n` on are zero.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
     #[inline(always)]
     unsafe fn load_part<S: Simd>(p: *const Self, n: usize) -> S::V {
         let mut lanes = [0f32; 16];

@@ -111,7 +111,7 @@ fn rotate(lower: &mut Lower, site: &Site) -> Lowered {
                         let sin = cos.add(pairs);
                         let x = ctx.ptr(x).cast::<f32>().add(t * width);
                         let y = ctx.ptr(y).cast::<f32>().add(t * width);
-                        rope::rope_raw(isa, mode, x, y, heads, head_dim, cos, sin, pairs);
+                        rope::rope_raw(isa, mode, x, y, (heads, head_dim), (cos, sin, pairs));
                     }
                 }
             });

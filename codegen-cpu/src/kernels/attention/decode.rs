@@ -256,8 +256,8 @@ pub unsafe fn merge(
             let out = out.add(h * v_dim);
             let mut top = LOWEST;
             for i in 0..parts {
-                // NaN must stay, so no `max`.
-                if !(*at(i) <= top) {
+                // Not `f32::max`, for NaN must stay.
+                if *at(i) > top || (*at(i)).is_nan() {
                     top = *at(i);
                 }
             }
