@@ -88,7 +88,7 @@ fn random_inputs(module: &Module, symbols: &[(&str, u64)], rng: &mut fastrand::R
 /// The largest distance between two results, relative to the largest value.
 fn distance(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.shape(), want.shape());
-    let (got, want) = (got.to_f64_vec(), want.to_f64_vec());
+    let (got, want) = (got.to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
     let scale = want.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
     got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| {
         let d = (g - w).abs() / scale;

@@ -56,10 +56,10 @@ impl RunCtx<'_> {
 
     /// Ends the run with an error after the current step; the first message is kept.
     pub fn fail(&self, message: impl FnOnce() -> String) {
-        if !self.failed.swap(true, Ordering::Relaxed) {
-            if let Ok(mut slot) = self.message.lock() {
-                *slot = message();
-            }
+        if !self.failed.swap(true, Ordering::Relaxed)
+            && let Ok(mut slot) = self.message.lock()
+        {
+            *slot = message();
         }
     }
 }

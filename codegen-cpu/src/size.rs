@@ -32,10 +32,11 @@ impl Size {
             let at = |n: u64| dim.eval(|_| Some(n));
             let slot = symbols.get_index_of(name);
             // A polynomial in one symbol is linear through the origin when these points are.
-            if let (Some(slot), Some(0), Some(one)) = (slot, at(0), at(1)) {
-                if at(2) == Some(2 * one) && at(3) == Some(3 * one) {
-                    return Size::Scaled { slot, factor: one as usize };
-                }
+            if let (Some(slot), Some(0), Some(one)) = (slot, at(0), at(1))
+                && at(2) == Some(2 * one)
+                && at(3) == Some(3 * one)
+            {
+                return Size::Scaled { slot, factor: one as usize };
             }
         }
         Size::General { dim: dim.clone(), symbols: symbols.clone() }

@@ -132,5 +132,5 @@ impl ArgBuffer {
 /// memory is the same; if ever it did not, the cost would be an allocation.
 fn recycle<'b>(mut args: Vec<Arg<'_>>) -> Vec<Arg<'b>> {
     args.clear();
-    args.into_iter().filter_map(|_| None::<Arg<'b>>).collect()
+    args.into_iter().map_while(|_| None::<Arg<'b>>).collect()
 }

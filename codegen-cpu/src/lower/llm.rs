@@ -149,10 +149,8 @@ fn tables(
     let factors = site.inputs.get(2).map(|v| v.loc);
     let key = RopeKey { params, pos: pos.loc, factors, tokens: tokens_dim.clone() };
     let shared = matches!(pos.loc, Loc::Based { base, .. } if base > 0);
-    if shared {
-        if let Some((_, table)) = lower.rope_tables.iter().find(|(k, _)| *k == key) {
-            return Ok(*table);
-        }
+    if shared && let Some((_, table)) = lower.rope_tables.iter().find(|(k, _)| *k == key) {
+        return Ok(*table);
     }
     let max = tokens_dim.upper_bound(&lower.module.symbols).ok_or("the token count overflows")?;
     let (loc, range) = lower.extra(max as usize * pairs * 2 * 4);

@@ -146,11 +146,11 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
                     let groups = part.groups();
                     let start = range.start.max(first);
                     let end = range.end.min(first + groups);
-                    if start < end {
-                        if let Err(e) = input.run(part, start - first..end - first) {
-                            ctx.fail(|| e);
-                            return;
-                        }
+                    if start < end
+                        && let Err(e) = input.run(part, start - first..end - first)
+                    {
+                        ctx.fail(|| e);
+                        return;
                     }
                     first += groups;
                 }

@@ -246,11 +246,11 @@ impl Hparams {
             return Err(keys.wrong("rope.dimension_count", rope_dims, expected));
         }
         let n_ctx_train = keys.size("context_length")?;
-        if let Some(experts) = gguf.get_u64(&keys.key("expert_count")).optional()? {
-            if experts > 0 {
-                let expected = "models with experts are not supported";
-                return Err(keys.wrong("expert_count", experts, expected));
-            }
+        if let Some(experts) = gguf.get_u64(&keys.key("expert_count")).optional()?
+            && experts > 0
+        {
+            let expected = "models with experts are not supported";
+            return Err(keys.wrong("expert_count", experts, expected));
         }
         let eps_name = "attention.layer_norm_rms_epsilon";
         gguf.get_f32(&keys.key(eps_name))?;

@@ -138,14 +138,13 @@ impl Sampler {
         }
         self.recent.push_back(token);
         *self.counts.entry(token).or_insert(0) += 1;
-        if self.recent.len() > self.opts.repeat_last_n {
-            if let Some(old) = self.recent.pop_front() {
-                if let Some(count) = self.counts.get_mut(&old) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.counts.remove(&old);
-                    }
-                }
+        if self.recent.len() > self.opts.repeat_last_n
+            && let Some(old) = self.recent.pop_front()
+            && let Some(count) = self.counts.get_mut(&old)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&old);
             }
         }
     }
