@@ -346,7 +346,7 @@ mod tests {
             ("repeat_penalty", SamplerOptions { repeat_penalty: 0.0, ..options() }),
         ];
         for (want, opts) in table {
-            let error = Sampler::new(opts).err().expect(want);
+            let Err(error) = Sampler::new(opts) else { panic!("{want}") };
             assert!(matches!(error, SampleError::Option { name, .. } if name == want), "{error}");
         }
         let mut sampler = Sampler::new(options()).unwrap();
