@@ -3,7 +3,7 @@
 use aether_ir::{DType, Layout, Op, quant};
 
 use super::{Lower, Lowered, Site};
-use crate::kernels::packed::PackedMatrix;
+use crate::kernels::packed::{self, PackedMatrix};
 use crate::kernels::softmax;
 
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
@@ -58,8 +58,14 @@ fn gather(lower: &mut Lower, site: &Site) -> Lowered {
         site.writes(),
         Box::new(move |ctx, work| {
             let rows = row_count.get(ctx.symbols);
-            let stored = if layout == Layout::R16 { rows.next_multiple_of(16) } else { rows };
-            let table_bytes = stored * row_bytes;
+            let table_bytes = match layout {
+                Layout::RowMajor => rows * row_bytes,
+                // Some types drop what products do not read: the packer knows the size.
+                Layout::R16 => match packed::packed_bytes(dtype, rows, cols) {
+                    Ok(bytes) => bytes,
+                    Err(e) => return ctx.fail(|| e.to_string()),
+                },
+            };
             work.chunks(count.get(ctx.symbols), 1, |r| {
                 for i in r {
                     // SAFETY: there are `count` indices.
@@ -86,8 +92,9 @@ fn gather(lower: &mut Lower, site: &Site) -> Lowered {
                         std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), cols)
                     };
                     if layout == Layout::R16 {
-                        if let Ok(m) = PackedMatrix::new(dtype, rows, cols, table) {
-                            m.dequantize_row(row, values);
+                        match PackedMatrix::new(dtype, rows, cols, table) {
+                            Ok(matrix) => matrix.dequantize_row(row, values),
+                            Err(e) => ctx.fail(|| e.to_string()),
                         }
                     } else if let Err(e) =
                         quant::dequantize(dtype, &table[row * row_bytes..][..row_bytes], values)
