@@ -206,6 +206,7 @@ impl<'a> Loader<'a> {
         let bytes =
             packed::packed_bytes(target.dtype, rows, cols).map_err(|e| error(e.to_string()))?;
         let mut out = AlignedBytes::zeroed(bytes);
+        out.prefer_large_pages();
         let groups = packed::groups(rows);
         let group_len = bytes / groups.max(1);
         let workers = self.opts.threads.clamp(1, groups.max(1));
