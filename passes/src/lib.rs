@@ -4,8 +4,10 @@
 //! What a pass must know of a target it asks through [`aether_ir::target::Target`].
 
 pub mod arena;
+pub mod cost;
 pub mod cse;
 pub mod dce;
+pub mod egraph;
 pub mod fold;
 pub mod fuse;
 pub mod layout;

@@ -1,7 +1,7 @@
 //! What a pass is, what it is given and what it says afterwards.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aether_ir::target::Target;
 use aether_ir::{ConstSource, Module};
@@ -49,6 +49,11 @@ pub struct PassCtx<'a> {
     pub sizes: IndexMap<Arc<str>, u64>,
     /// Names of passes and rules that are switched off.
     pub disabled: BTreeSet<String>,
+    /// Most rewrites by named rules in all passes together; without it there is no limit. Passes
+    /// apply rewrites in the same order whatever the limit, so the first `n` are always the same.
+    pub max_rewrites: Option<u64>,
+    /// The rules of the rewrites done so far, shared by all copies of the context.
+    applied: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl<'a> PassCtx<'a> {
@@ -60,7 +65,25 @@ impl<'a> PassCtx<'a> {
             verify_each: true,
             sizes: IndexMap::new(),
             disabled: BTreeSet::new(),
+            max_rewrites: None,
+            applied: Arc::default(),
         }
+    }
+
+    /// Asks to apply one rewrite by that rule; `false` when there have been
+    /// [`max_rewrites`](PassCtx::max_rewrites) already.
+    pub fn take_rewrite(&self, rule: &'static str) -> bool {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = self.max_rewrites.is_none_or(|max| (applied.len() as u64) < max);
+        if allowed {
+            applied.push(rule);
+        }
+        allowed
+    }
+
+    /// The rules of the rewrites done with this context and its copies, in order.
+    pub fn rewrites(&self) -> Vec<&'static str> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a pass or rule is on.

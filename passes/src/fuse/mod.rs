@@ -1,23 +1,21 @@
 //! Fusion: several instructions become one that reads its inputs once.
 //!
 //! Each function is put into an e-graph, the local rules ([`rules::RULES`], patterns and the op
-//! they become) add what is equal, extraction ([`select`]) picks what costs the target least
+//! they become) add what is equal, extraction ([`select`](crate::egraph::select)) picks what costs the target least
 //! without computing anything twice. Grouping products of one input ([`multi`]) follows. What
 //! stays keeps its place, name and donations; a fused instruction stands where the result that it
 //! computes stood.
 //!
 //! No rule applies to what another has made, so one round of matching is complete.
 
-pub mod lang;
 pub mod multi;
 pub mod rules;
-pub mod select;
 
-use aether_ir::{Attrs, Func, Module, Op, TensorType, ValueId};
+use aether_ir::{Attrs, Func, Module, Op, TensorType};
 use egg::{Id, Pattern, Searcher, Subst, Var};
 
-use self::lang::{Graph, Node, Types};
 use self::rules::{FuseRule, RULES};
+use crate::egraph::{Graph, Node, build, lang, select};
 use crate::pass::{Pass, PassCtx, PassError, PassStats, Rule};
 use crate::util::compact;
 
@@ -108,46 +106,18 @@ fn run_func(
     saturate(&mut graph, rules, &supports);
     let cost_of =
         |op: Op, operands: &[&TensorType], result: &TensorType| seconds(op, operands, &[result]);
-    for op in select::select(func, &graph, &class_of, &cost_of) {
+    let allow = |op: Op| rules::rule_of(op).is_none_or(|rule| ctx.take_rewrite(rule.name));
+    for op in select::select(func, &graph, &class_of, &cost_of, &allow) {
         if let Some(rule) = rules::rule_of(op) {
             stats.count(rule.name, 1);
         }
     }
     if ctx.enabled(MATMUL_MULTI) {
-        let asks = multi::Asks { supports: &supports, seconds: &seconds };
+        let allow = || ctx.take_rewrite(MATMUL_MULTI);
+        let asks = multi::Asks { supports: &supports, seconds: &seconds, allow: &allow };
         stats.count(MATMUL_MULTI, multi::group(func, &asks));
     }
     compact(func);
-}
-
-/// The e-graph of a function and the class of each value, one value per class: of two equal
-/// instructions the later one is a leaf, because merging them is not this pass's business.
-fn build(func: &Func) -> (Graph, Vec<Id>) {
-    let mut graph = Graph::new(Types);
-    let mut class_of: Vec<Option<Id>> = vec![None; func.values.len()];
-    for &p in &func.params {
-        class_of[p.index()] = Some(graph.add(Node::leaf(p, func.ty(p))));
-    }
-    for inst in &func.body {
-        let known = inst.inputs().all(|v| class_of[v.index()].is_some());
-        let class = |v: ValueId| class_of[v.index()].unwrap_or_default();
-        let node = Node::of(func, inst, class)
-            .filter(|node| known && graph.lookup(node.clone()).is_none());
-        match node {
-            Some(node) => class_of[inst.results[0].index()] = Some(graph.add(node)),
-            None => {
-                for &r in &inst.results {
-                    class_of[r.index()] = Some(graph.add(Node::leaf(r, func.ty(r))));
-                }
-            }
-        }
-    }
-    // Values that nothing defines have no class of their own and take part in nothing.
-    let nowhere =
-        graph.add(Node::leaf(ValueId(u32::MAX), &TensorType::scalar(aether_ir::DType::Bool)));
-    let class_of = class_of.into_iter().map(|c| c.unwrap_or(nowhere)).collect();
-    graph.rebuild();
-    (graph, class_of)
 }
 
 /// Adds what the rules find equal.

@@ -17,6 +17,8 @@ pub type Seconds<'a> = dyn Fn(Op, &[&TensorType], &[&TensorType]) -> f64 + 'a;
 pub struct Asks<'a> {
     pub supports: &'a dyn Fn(Op, &[&TensorType]) -> bool,
     pub seconds: &'a Seconds<'a>,
+    /// Asked before each group.
+    pub allow: &'a dyn Fn() -> bool,
 }
 
 /// A product that may join a group.
@@ -56,7 +58,8 @@ pub fn group(func: &mut Func, asks: &Asks) -> usize {
                 rest.remove(0);
                 continue;
             }
-            groups.extend(chunks(func, x, &now, asks).into_iter().map(|g| (x, g)));
+            let chunks = chunks(func, x, &now, asks).into_iter().filter(|_| (asks.allow)());
+            groups.extend(chunks.map(|g| (x, g)));
             rest = later;
         }
     }

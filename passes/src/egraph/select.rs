@@ -27,11 +27,18 @@ struct Alternative {
     operands: Vec<ValueId>,
 }
 
-/// Rewrites `func` to the cheapest choice found; returns the fused ops, by position.
-pub fn select(func: &mut Func, graph: &Graph, class_of: &[Id], cost_of: &CostOf) -> Vec<Op> {
+/// Rewrites `func` to the cheapest choice found, asking `allow` before each replacement by an op;
+/// returns the fused ops, by position.
+pub fn select(
+    func: &mut Func,
+    graph: &Graph,
+    class_of: &[Id],
+    cost_of: &CostOf,
+    allow: &dyn Fn(Op) -> bool,
+) -> Vec<Op> {
     let mut selection = Selection::new(func, graph, class_of);
     for _ in 0..MAX_SWEEPS {
-        if !selection.sweep(cost_of) {
+        if !selection.sweep(cost_of, allow) {
             break;
         }
     }
@@ -80,7 +87,7 @@ impl<'a> Selection<'a> {
     }
 
     /// One pass from the last instruction to the first; whether anything was replaced.
-    fn sweep(&mut self, cost_of: &CostOf) -> bool {
+    fn sweep(&mut self, cost_of: &CostOf, allow: &dyn Fn(Op) -> bool) -> bool {
         let mut changed = false;
         for at in (0..self.body.len()).rev() {
             if !self.live[at] || self.body[at].results.len() != 1 {
@@ -94,7 +101,7 @@ impl<'a> Selection<'a> {
                     best = Some((gain, alternative, swallowed));
                 }
             }
-            if let Some((_, alternative, swallowed)) = best {
+            if let Some((_, alternative, swallowed)) = best.filter(|b| allow(b.1.op)) {
                 self.replace(at, alternative, swallowed);
                 changed = true;
             }
