@@ -2,14 +2,17 @@
 
 use aether_ir::{DType, Layout, Op, quant};
 
-use super::{Lower, Lowered, Site};
+use super::steps::{Row, Rows};
+use super::{Count, Lower, Lowered, Site};
 use crate::kernels::packed::{self, PackedMatrix};
 use crate::kernels::softmax;
+use crate::size::Size;
 
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
     match site.inst.op {
+        // A reshape that the plan could not make an alias.
         Op::Reshape => {
-            copy(lower, site);
+            lower.copy_value(&site.label, &site.inputs[0], site.outputs[0].loc);
             Ok(true)
         }
         Op::Gather => gather(lower, site),
@@ -18,24 +21,6 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
         Op::TopK => top_k(lower, site),
         _ => Ok(false),
     }
-}
-
-/// A reshape that the plan could not make an alias.
-fn copy(lower: &mut Lower, site: &Site) {
-    let (x, y) = (site.inputs[0].loc, site.outputs[0].loc);
-    let numel = site.outputs[0].numel();
-    let size = site.outputs[0].ty.dtype.block_bytes();
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            work.chunks(numel.get(ctx.symbols) * size, 1 << 16, |r| {
-                // SAFETY: both have these bytes, apart from each other or the same.
-                unsafe { std::ptr::copy(ctx.ptr(x).add(r.start), ctx.ptr(y).add(r.start), r.len()) }
-            });
-        }),
-    );
 }
 
 /// Rows of a matrix, from any type and layout to f32 or the same type.
@@ -52,59 +37,48 @@ fn gather(lower: &mut Lower, site: &Site) -> Lowered {
     let row_bytes = dtype.row_bytes(cols).ok_or("rows are no whole blocks")?;
     let out_row = out.ty.dtype.row_bytes(cols).ok_or("rows are no whole blocks")?;
     let (table, out, count, indices) = (table.loc, out.loc, indices.numel(), indices.loc);
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let rows = row_count.get(ctx.symbols);
-            let table_bytes = match layout {
-                Layout::RowMajor => rows * row_bytes,
-                // Some types drop what products do not read: the packer knows the size.
-                Layout::R16 => match packed::packed_bytes(dtype, rows, cols) {
-                    Ok(bytes) => bytes,
-                    Err(e) => return ctx.fail(|| e.to_string()),
-                },
+    let len = Count(vec![Size::Const(cols)]);
+    let rows = Rows { count, len, claims: 16 };
+    lower.rows(site, rows, move |ctx, at| {
+        let rows = row_count.get(ctx.symbols);
+        let table_bytes = match layout {
+            Layout::RowMajor => rows * row_bytes,
+            // Some types drop what products do not read: the packer knows the size.
+            Layout::R16 => match packed::packed_bytes(dtype, rows, cols) {
+                Ok(bytes) => bytes,
+                Err(e) => return ctx.fail(|| e.to_string()),
+            },
+        };
+        // SAFETY: there is an index for each row of the result.
+        let index = unsafe { *ctx.ptr(indices).cast::<i32>().add(at.index) };
+        let Some(row) = usize::try_from(index).ok().filter(|&row| row < rows) else {
+            return ctx.fail(|| format!("index {index} is outside 0..{rows}"));
+        };
+        // SAFETY: the table has `table_bytes`.
+        let table = unsafe { std::slice::from_raw_parts(ctx.ptr(table), table_bytes) };
+        let from = row * row_bytes..(row + 1) * row_bytes;
+        if !dtype.is_quantized() {
+            // SAFETY: each row of the result has `out_row` bytes.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(ctx.ptr(out).add(at.index * out_row), out_row)
             };
-            work.chunks(count.get(ctx.symbols), 1, |r| {
-                for i in r {
-                    // SAFETY: there are `count` indices.
-                    let row = unsafe { *ctx.ptr(indices).cast::<i32>().add(i) };
-                    let Some(row) = usize::try_from(row).ok().filter(|&row| row < rows) else {
-                        ctx.fail(|| format!("index {row} is outside 0..{rows}"));
-                        return;
-                    };
-                    // SAFETY: the result has `count` rows of `out_row` bytes, each written by
-                    // one claim; the table has `table_bytes`.
-                    let (table, out) = unsafe {
-                        (
-                            std::slice::from_raw_parts(ctx.ptr(table), table_bytes),
-                            std::slice::from_raw_parts_mut(ctx.ptr(out).add(i * out_row), out_row),
-                        )
-                    };
-                    if !dtype.is_quantized() {
-                        out.copy_from_slice(&table[row * row_bytes..][..row_bytes]);
-                        continue;
-                    }
-                    // SAFETY: quantised tables give f32 rows of `cols` elements, and results
-                    // are aligned.
-                    let values = unsafe {
-                        std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), cols)
-                    };
-                    if layout == Layout::R16 {
-                        match PackedMatrix::new(dtype, rows, cols, table) {
-                            Ok(matrix) => matrix.dequantize_row(row, values),
-                            Err(e) => ctx.fail(|| e.to_string()),
-                        }
-                    } else if let Err(e) =
-                        quant::dequantize(dtype, &table[row * row_bytes..][..row_bytes], values)
-                    {
-                        ctx.fail(|| e.to_string());
-                    }
-                }
-            });
-        }),
-    );
+            out.copy_from_slice(&table[from]);
+            return;
+        }
+        // SAFETY: quantised tables give f32 rows of `cols` elements, and results are aligned.
+        let values = unsafe { std::slice::from_raw_parts_mut(at.at::<f32>(ctx, out), cols) };
+        let decoded = match layout {
+            Layout::R16 => PackedMatrix::new(dtype, rows, cols, table)
+                .map(|matrix| matrix.dequantize_row(row, values))
+                .map_err(|e| e.to_string()),
+            Layout::RowMajor => {
+                quant::dequantize(dtype, &table[from], values).map_err(|e| e.to_string())
+            }
+        };
+        if let Err(e) = decoded {
+            ctx.fail(|| e);
+        }
+    });
     Ok(true)
 }
 
@@ -119,35 +93,22 @@ fn rowwise_softmax(lower: &mut Lower, site: &Site) -> Lowered {
     if !last_axis_f32(site) {
         return Ok(false);
     }
-    let x = &site.inputs[0];
-    let (rows, len) = (x.rows(), x.sizes(x.dims.len() - 1..x.dims.len()));
-    let (x, y) = (x.loc, site.outputs[0].loc);
+    let (x, y) = (site.inputs[0].loc, site.outputs[0].loc);
     let log = site.inst.op == Op::LogSoftmax;
     let isa = lower.opts.isa;
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let len = len.get(ctx.symbols);
-            work.split(rows.get(ctx.symbols), 4, |r| {
-                for i in r {
-                    // SAFETY: both have `rows` rows; the result is the operand or apart from it.
-                    let row = unsafe {
-                        let from = ctx.ptr(x).cast::<f32>().add(i * len);
-                        let to = ctx.ptr(y).cast::<f32>().add(i * len);
-                        std::ptr::copy(from, to, len);
-                        std::slice::from_raw_parts_mut(to, len)
-                    };
-                    if log {
-                        softmax::log_softmax(isa, row, 1.0, None);
-                    } else {
-                        softmax::softmax(isa, row, 1.0, None);
-                    }
-                }
-            });
-        }),
-    );
+    lower.rows(site, Rows::of(&site.inputs[0]), move |ctx, row| {
+        // SAFETY: both have these rows; the result is the operand or apart from it.
+        let y = unsafe {
+            let to = row.at::<f32>(ctx, y);
+            std::ptr::copy(row.at::<f32>(ctx, x), to, row.len);
+            std::slice::from_raw_parts_mut(to, row.len)
+        };
+        if log {
+            softmax::log_softmax(isa, y, 1.0, None);
+        } else {
+            softmax::softmax(isa, y, 1.0, None);
+        }
+    });
     Ok(true)
 }
 
@@ -155,71 +116,43 @@ fn argmax(lower: &mut Lower, site: &Site) -> Lowered {
     if !last_axis_f32(site) {
         return Ok(false);
     }
-    let x = &site.inputs[0];
-    let (rows, len) = (x.rows(), x.sizes(x.dims.len() - 1..x.dims.len()));
-    let (x, y) = (x.loc, site.outputs[0].loc);
+    let (x, y) = (site.inputs[0].loc, site.outputs[0].loc);
     let isa = lower.opts.isa;
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let len = len.get(ctx.symbols);
-            work.chunks(rows.get(ctx.symbols), 1, |r| {
-                for i in r {
-                    // SAFETY: the operand has `rows` rows, the result one element for each.
-                    unsafe {
-                        let row =
-                            std::slice::from_raw_parts(ctx.ptr(x).cast::<f32>().add(i * len), len);
-                        // NaN counts as greatest, and kernels pass over it.
-                        let best = row
-                            .iter()
-                            .position(|v| v.is_nan())
-                            .or_else(|| softmax::argmax(isa, row))
-                            .unwrap_or(0);
-                        *ctx.ptr(y).cast::<i32>().add(i) = best as i32;
-                    }
-                }
-            });
-        }),
-    );
+    lower.rows(site, Rows::of(&site.inputs[0]), move |ctx, row| {
+        // SAFETY: the operand has these rows.
+        let x = unsafe { std::slice::from_raw_parts(row.at::<f32>(ctx, x), row.len) };
+        // NaN counts as greatest, and kernels pass over it.
+        let best = x.iter().position(|v| v.is_nan()).or_else(|| softmax::argmax(isa, x));
+        // SAFETY: the result has one element for each row.
+        unsafe { *ctx.ptr(y).cast::<i32>().add(row.index) = best.unwrap_or(0) as i32 };
+    });
     Ok(true)
 }
 
 fn top_k(lower: &mut Lower, site: &Site) -> Lowered {
-    let x = &site.inputs[0];
-    if x.ty.dtype != DType::F32 {
+    if site.inputs[0].ty.dtype != DType::F32 {
         return Ok(false);
     }
     let k = usize::try_from(site.inst.attrs.int("k", 0)).unwrap_or(0);
-    let (rows, len) = (x.rows(), x.sizes(x.dims.len() - 1..x.dims.len()));
-    let (x, values, indices) = (x.loc, site.outputs[0].loc, site.outputs[1].loc);
+    let (x, values, indices) = (site.inputs[0].loc, site.outputs[0].loc, site.outputs[1].loc);
     let isa = lower.opts.isa;
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let len = len.get(ctx.symbols);
-            work.chunks(rows.get(ctx.symbols), 1, |r| {
-                for i in r {
-                    // SAFETY: the operand has `rows` rows, the results k elements for each.
-                    unsafe {
-                        let row =
-                            std::slice::from_raw_parts(ctx.ptr(x).cast::<f32>().add(i * len), len);
-                        let at = ctx.ptr(indices).cast::<u32>().add(i * k);
-                        let picked = std::slice::from_raw_parts_mut(at, k);
-                        if softmax::top_k(isa, row, picked) < k {
-                            ctx.fail(|| format!("fewer than {k} numbers to choose from"));
-                            return;
-                        }
-                        for (j, &p) in picked.iter().enumerate() {
-                            *ctx.ptr(values).cast::<f32>().add(i * k + j) = row[p as usize];
-                        }
-                    }
-                }
-            });
-        }),
-    );
+    lower.rows(site, Rows::of(&site.inputs[0]), move |ctx, row| {
+        let best = Row { len: k, ..row };
+        // SAFETY: the operand has these rows, the results k elements for each.
+        let (x, picked, values) = unsafe {
+            (
+                std::slice::from_raw_parts(row.at::<f32>(ctx, x), row.len),
+                std::slice::from_raw_parts_mut(best.at::<u32>(ctx, indices), k),
+                std::slice::from_raw_parts_mut(best.at::<f32>(ctx, values), k),
+            )
+        };
+        if softmax::top_k(isa, x, picked) < k {
+            ctx.fail(|| format!("fewer than {k} numbers to choose from"));
+            return;
+        }
+        for (value, &p) in values.iter_mut().zip(picked.iter()) {
+            *value = x[p as usize];
+        }
+    });
     Ok(true)
 }

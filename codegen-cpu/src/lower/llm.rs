@@ -3,11 +3,13 @@
 use aether_ir::{DType, Op};
 
 use super::access::Range;
-use super::{Lower, Lowered, Site, View};
+use super::steps::{Row, Rows};
+use super::{Count, Lower, Lowered, Site, View};
 use crate::kernels::attention::{self, Attention};
 use crate::kernels::rope::{self, RopeMode, RopeParams};
 use crate::kernels::{convert, norm};
 use crate::program::{Loc, RunCtx};
+use crate::size::Size;
 
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
     match site.inst.op {
@@ -27,38 +29,24 @@ fn norms(lower: &mut Lower, site: &Site) -> Lowered {
     if !all_f32(&site.inputs) {
         return Ok(false);
     }
-    let x = &site.inputs[0];
-    let (rows, len) = (x.rows(), x.sizes(x.dims.len() - 1..x.dims.len()));
     let eps = site.inst.attrs.float("eps", 0.0) as f32;
-    let (x, weight, y) = (x.loc, site.inputs[1].loc, site.outputs[0].loc);
+    let (x, weight, y) = (site.inputs[0].loc, site.inputs[1].loc, site.outputs[0].loc);
     let bias = site.inputs.get(2).map(|v| v.loc);
     let isa = lower.opts.isa;
-    lower.emit(
-        &site.label,
-        site.reads(),
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let len = len.get(ctx.symbols);
-            work.split(rows.get(ctx.symbols), 4, |r| {
-                for i in r {
-                    // SAFETY: operand and result have `rows` rows of `len`, weight and bias one;
-                    // the result is the operand or apart from it.
-                    unsafe {
-                        let x = ctx.ptr(x).cast::<f32>().add(i * len);
-                        let y = ctx.ptr(y).cast::<f32>().add(i * len);
-                        let w = Some(ctx.ptr(weight).cast::<f32>().cast_const());
-                        match bias {
-                            None => norm::rms_norm_raw(isa, x, w, eps, y, len),
-                            Some(b) => {
-                                let b = Some(ctx.ptr(b).cast::<f32>().cast_const());
-                                norm::layer_norm_raw(isa, x, w, b, eps, y, len);
-                            }
-                        }
-                    }
+    lower.rows(site, Rows::of(&site.inputs[0]), move |ctx, row| {
+        let (x, y) = (row.at::<f32>(ctx, x), row.at::<f32>(ctx, y));
+        let shared = |loc| Some(ctx.ptr(loc).cast::<f32>().cast_const());
+        // SAFETY: operand and result have these rows, weight and bias are one row; the result is
+        // the operand or apart from it.
+        unsafe {
+            match bias {
+                None => norm::rms_norm_raw(isa, x, shared(weight), eps, y, row.len),
+                Some(b) => {
+                    norm::layer_norm_raw(isa, x, shared(weight), shared(b), eps, y, row.len);
                 }
-            });
-        }),
-    );
+            }
+        }
+    });
     Ok(true)
 }
 
@@ -91,32 +79,21 @@ fn rotate(lower: &mut Lower, site: &Site) -> Lowered {
     };
     let table = tables(lower, site, params, pairs, pos)?;
     let (heads, head_dim) = (x.dims[1].clone(), x.dims[2].clone());
-    let (tokens, isa) = (x.dims[0].clone(), lower.opts.isa);
+    let isa = lower.opts.isa;
+    let rows = Rows { count: x.sizes(0..1), len: x.sizes(1..3), claims: 2 };
     let (x, y) = (x.loc, site.outputs[0].loc);
     let mut reads = site.reads();
     reads.push(table.range);
-    lower.emit(
-        &site.label,
-        reads,
-        site.writes(),
-        Box::new(move |ctx, work| {
-            let (heads, head_dim) = (heads.get(ctx.symbols), head_dim.get(ctx.symbols));
-            let width = heads * head_dim;
-            work.split(tokens.get(ctx.symbols), 2, |r| {
-                for t in r {
-                    // SAFETY: operand and result have `tokens` rows of `width`, and the table a
-                    // row of 2 · pairs for each.
-                    unsafe {
-                        let cos = ctx.ptr(table.loc).cast::<f32>().add(t * 2 * pairs);
-                        let sin = cos.add(pairs);
-                        let x = ctx.ptr(x).cast::<f32>().add(t * width);
-                        let y = ctx.ptr(y).cast::<f32>().add(t * width);
-                        rope::rope_raw(isa, mode, x, y, (heads, head_dim), (cos, sin, pairs));
-                    }
-                }
-            });
-        }),
-    );
+    lower.rows_over(&site.label, reads, site.writes(), rows, move |ctx, row| {
+        let shape = (heads.get(ctx.symbols), head_dim.get(ctx.symbols));
+        let angles = Row { len: 2 * pairs, ..row }.at::<f32>(ctx, table.loc);
+        // SAFETY: operand and result have these rows, and the table a row of 2 · pairs for each.
+        unsafe {
+            let angles = (angles.cast_const(), angles.add(pairs).cast_const(), pairs);
+            let (x, y) = (row.at::<f32>(ctx, x), row.at::<f32>(ctx, y));
+            rope::rope_raw(isa, mode, x, y, shape, angles);
+        }
+    });
     Ok(true)
 }
 
@@ -155,34 +132,26 @@ fn tables(
     let max = tokens_dim.upper_bound(&lower.module.symbols).ok_or("the token count overflows")?;
     let (loc, range) = lower.extra(max as usize * pairs * 2 * 4);
     let table = RopeTable { loc, range };
-    let tokens = site.inputs[0].dims[0].clone();
+    let len = Count(vec![Size::Const(2 * pairs)]);
+    let rows = Rows { count: site.inputs[0].sizes(0..1), len, claims: 2 };
     let (pos_loc, explicit) = (pos.loc, pos.ty.rank() == 1);
-    lower.emit(
-        &format!("{} (angles)", site.label),
-        site.reads(),
-        [range],
-        Box::new(move |ctx, work| {
-            work.split(tokens.get(ctx.symbols), 2, |r| {
-                for t in r {
-                    // SAFETY: positions are one or `tokens` i32, factors `pairs` f32, and the
-                    // table has a row for every token.
-                    unsafe {
-                        let position = if explicit {
-                            i64::from(*ctx.ptr(pos_loc).cast::<i32>().add(t))
-                        } else {
-                            i64::from(scalar(ctx, pos_loc)) + t as i64
-                        };
-                        let factors = factors
-                            .map(|f| std::slice::from_raw_parts(ctx.ptr(f).cast::<f32>(), pairs));
-                        let row = ctx.ptr(loc).cast::<f32>().add(t * 2 * pairs);
-                        let cos = std::slice::from_raw_parts_mut(row, pairs);
-                        let sin = std::slice::from_raw_parts_mut(row.add(pairs), pairs);
-                        params.fill_table(position as f64, factors, cos, sin);
-                    }
-                }
-            });
-        }),
-    );
+    let label = format!("{} (angles)", site.label);
+    lower.rows_over(&label, site.reads(), vec![range], rows, move |ctx, row| {
+        // SAFETY: positions are one i32 or one for each token, factors `pairs` f32, and the table
+        // has a row for every token.
+        unsafe {
+            let position = if explicit {
+                i64::from(*ctx.ptr(pos_loc).cast::<i32>().add(row.index))
+            } else {
+                i64::from(scalar(ctx, pos_loc)) + row.index as i64
+            };
+            let factors =
+                factors.map(|f| std::slice::from_raw_parts(ctx.ptr(f).cast::<f32>(), pairs));
+            let angles = std::slice::from_raw_parts_mut(row.at::<f32>(ctx, loc), row.len);
+            let (cos, sin) = angles.split_at_mut(pairs);
+            params.fill_table(position as f64, factors, cos, sin);
+        }
+    });
     if shared {
         lower.rope_tables.push((key, table));
     }
@@ -284,22 +253,7 @@ fn append(lower: &mut Lower, site: &Site) -> Lowered {
         return Ok(false);
     }
     if cache.loc != out.loc {
-        let (from, to) = (cache.clone(), out.loc);
-        let (count, size) = (cache.numel(), cache.ty.dtype.block_bytes());
-        lower.emit(
-            &format!("{} (copy)", site.label),
-            [cache.range],
-            [out.range],
-            Box::new(move |ctx, work| {
-                work.chunks(count.get(ctx.symbols) * size, 1 << 18, |r| {
-                    // SAFETY: both have these bytes, and the plan keeps them apart.
-                    unsafe {
-                        let (src, dst) = (ctx.ptr(from.loc), ctx.ptr(to));
-                        std::ptr::copy_nonoverlapping(src.add(r.start), dst.add(r.start), r.len());
-                    }
-                });
-            }),
-        );
+        lower.copy_value(&format!("{} (copy)", site.label), cache, out.loc);
     }
     let (tokens, context) = (rows.dims[0].clone(), cache.dims[0].clone());
     let width = rows.sizes(1..3);

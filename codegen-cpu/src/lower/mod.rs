@@ -11,6 +11,7 @@ mod llm;
 mod load;
 pub(crate) mod product;
 mod reference;
+mod steps;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -236,8 +237,9 @@ impl<'a> Lower<'a> {
         }
         for (i, &value) in func.returns.iter().enumerate() {
             let view = self.view(&frame_values, value)?;
+            // A returned value may live elsewhere than where the caller wants it.
             if view.loc != results[i] {
-                self.copy(&frame_values, &view, results[i]);
+                self.copy_value(&format!("{}copy", frame_values.path), &view, results[i]);
             }
         }
         Ok(())
@@ -353,29 +355,6 @@ impl<'a> Lower<'a> {
         let barrier = self.hazards.step(&reads, &writes);
         self.labels.push(label.to_owned());
         self.steps.push(Step { run, barrier, label: self.labels.len() - 1 });
-    }
-
-    /// Copies a returned value that lives elsewhere to where the caller wants it.
-    fn copy(&mut self, f: &Frame, from: &View, to: Loc) {
-        let bytes = from.ty.max_bytes(&self.module.symbols).unwrap_or(0);
-        let (rows, view) = (from.numel(), from.clone());
-        let row_bytes = (from.ty.dtype.block_bytes(), from.ty.dtype.block_len());
-        let range = Range::of(to, bytes);
-        self.emit(
-            &format!("{}copy", f.path),
-            [from.range],
-            [range],
-            Box::new(move |ctx, work| {
-                let n = rows.get(ctx.symbols) / row_bytes.1 * row_bytes.0;
-                work.split(n, 1, |r| {
-                    // SAFETY: the plan gives both values room for `n` bytes and keeps them apart.
-                    unsafe {
-                        let (src, dst) = (ctx.ptr(view.loc), ctx.ptr(to));
-                        std::ptr::copy_nonoverlapping(src.add(r.start), dst.add(r.start), r.len());
-                    }
-                });
-            }),
-        );
     }
 }
 
