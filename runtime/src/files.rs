@@ -73,9 +73,13 @@ impl Files {
         self.advise(Advice::Sequential);
     }
 
-    /// Takes [`Files::will_load`] back: from now on reads are at random.
+    /// Takes [`Files::will_load`] back: from now on reads are at random. Pages that loading left
+    /// in memory are given back; what is read again comes again.
     pub fn loaded(&self) {
         self.advise(Advice::Normal);
+        for mapped in self.lock().values().filter(|m| m.backing == Backing::File) {
+            give_back(&mapped.map, 0..mapped.map.len());
+        }
     }
 
     fn advise(&self, advice: Advice) {
@@ -154,30 +158,35 @@ impl ConstSource for Files {
     }
 
     fn release(&self, bytes: &ConstBytes) {
-        #[cfg(unix)]
-        {
-            let memory = (*bytes.memory).as_ref();
-            let open = self.lock();
-            let found = open.values().find(|m| {
-                m.backing == Backing::File
-                    && m.map.as_ptr() == memory.as_ptr()
-                    && m.map.len() == memory.len()
-            });
-            let Some(mapped) = found else { return };
-            let (start, len) = (bytes.range.start, bytes.range.len());
-            // SAFETY: the map is of a file, shared and read-only (`Backing::File`): pages that are
-            // dropped are read again from the file at the next access, with the same bytes.
-            let dropped = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                mapped.map.unchecked_advise_range(advice, start, len)
-            };
-            if let Err(error) = dropped {
-                tracing::debug!(%error, "madvise");
-            }
+        let memory = (*bytes.memory).as_ref();
+        let open = self.lock();
+        let found = open.values().find(|m| {
+            m.backing == Backing::File
+                && m.map.as_ptr() == memory.as_ptr()
+                && m.map.len() == memory.len()
+        });
+        if let Some(mapped) = found {
+            give_back(&mapped.map, bytes.range.clone());
         }
-        #[cfg(not(unix))]
-        let _ = bytes;
     }
+}
+
+/// Drops the pages of a range from memory, for maps of [`Backing::File`].
+fn give_back(map: &Mmap, range: std::ops::Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is of a file, shared and read-only (`Backing::File`): pages that are
+        // dropped are read again from the file at the next access, with the same bytes.
+        let dropped = unsafe {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            map.unchecked_advise_range(advice, range.start, range.len())
+        };
+        if let Err(error) = dropped {
+            tracing::debug!(%error, "madvise");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 impl aether_ir::interp::ConstSource for Files {

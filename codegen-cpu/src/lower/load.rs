@@ -10,6 +10,11 @@ use super::{Cache, CompileError, CompileOptions};
 use crate::kernels::packed;
 use crate::program::{AlignedBytes, ConstPtr, Keep, Loc};
 
+/// Constants up to this size (norms, biases) are copied instead of read where they are mapped:
+/// the system maps up to 2 MiB of a file for one access, which for vectors that lie between
+/// matrices amounts to half the file.
+const COPIED: usize = 64 << 10;
+
 /// A constant's bytes and what keeps them alive.
 pub struct ConstBytes {
     /// Memory that holds the bytes, for instance a mapped file.
@@ -57,7 +62,8 @@ pub(super) struct Loader<'a> {
     module: &'a Module,
     source: &'a dyn ConstSource,
     opts: CompileOptions,
-    raw: Cache<Arc<str>, (Loc, Arc<ConstBytes>)>,
+    raw: Cache<Arc<str>, Arc<ConstBytes>>,
+    placed: Cache<Arc<str>, Loc>,
     packed: Cache<(Arc<str>, Layout), Loc>,
     keep: Vec<Keep>,
     copied: u64,
@@ -70,6 +76,7 @@ impl<'a> Loader<'a> {
             source,
             opts,
             raw: Cache::new(),
+            placed: Cache::new(),
             packed: Cache::new(),
             keep: Vec::new(),
             copied: 0,
@@ -121,7 +128,7 @@ impl<'a> Loader<'a> {
         let inst = definitions[value.index()].map(|i| &func.body[i]);
         match inst {
             Some(inst) if inst.op == Op::Constant => {
-                Ok(self.raw(&inst.symbol.clone().unwrap_or_else(|| Arc::from("")))?.0)
+                self.placed(&inst.symbol.clone().unwrap_or_else(|| Arc::from("")))
             }
             Some(inst) if inst.op == Op::Pack => self.pack(func, definitions, inst),
             _ => {
@@ -131,7 +138,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn raw(&mut self, name: &Arc<str>) -> Result<(Loc, Arc<ConstBytes>), CompileError> {
+    /// The bytes of a constant, checked against its type.
+    fn raw(&mut self, name: &Arc<str>) -> Result<Arc<ConstBytes>, CompileError> {
         if let Some(found) = self.raw.get(name) {
             return Ok(found.clone());
         }
@@ -149,18 +157,29 @@ impl<'a> Loader<'a> {
                 expected.map_or_else(|| "numbers".to_owned(), |n| n.to_string())
             )));
         }
-        let align =
-            if constant.ty.dtype.is_quantized() { 1 } else { constant.ty.dtype.block_bytes() };
-        let loc = if data.as_ptr().align_offset(align) == 0 {
+        self.raw.insert(name.clone(), bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Where steps read a constant: in its file, or in a copy if it is small or not aligned there.
+    fn placed(&mut self, name: &Arc<str>) -> Result<Loc, CompileError> {
+        if let Some(found) = self.placed.get(name) {
+            return Ok(*found);
+        }
+        let bytes = self.raw(name)?;
+        let data = bytes.get().unwrap_or_default();
+        let dtype = self.module.consts.get(name).map(|c| c.ty.dtype);
+        let align = dtype.filter(|d| !d.is_quantized()).map_or(1, |d| d.block_bytes());
+        let loc = if data.len() > COPIED && data.as_ptr().align_offset(align) == 0 {
+            self.keep.push(Box::new(bytes.clone()));
             Loc::Const(ConstPtr(data.as_ptr()))
         } else {
             let mut copy = AlignedBytes::zeroed(data.len());
             copy.as_mut_slice().copy_from_slice(data);
             self.keep_bytes(copy)
         };
-        self.keep.push(Box::new(bytes.clone()));
-        self.raw.insert(name.clone(), (loc, bytes.clone()));
-        Ok((loc, bytes))
+        self.placed.insert(name.clone(), loc);
+        Ok(loc)
     }
 
     fn keep_bytes(&mut self, bytes: AlignedBytes) -> Loc {
@@ -190,7 +209,7 @@ impl<'a> Loader<'a> {
             return Err(error("only constants can be packed".to_owned()));
         };
         if target.layout == Layout::RowMajor {
-            return Ok(self.raw(&name)?.0);
+            return self.placed(&name);
         }
         if let Some(loc) = self.packed.get(&(name.clone(), target.layout)) {
             return Ok(*loc);
@@ -201,7 +220,7 @@ impl<'a> Loader<'a> {
             .filter(|d| d.len() == 2)
             .ok_or_else(|| error(format!("{target} is no matrix of known size")))?;
         let (rows, cols) = (dims[0] as usize, dims[1] as usize);
-        let (_, raw) = self.raw(&name)?;
+        let raw = self.raw(&name)?;
         let data = raw.get().unwrap_or_default();
         let bytes =
             packed::packed_bytes(target.dtype, rows, cols).map_err(|e| error(e.to_string()))?;
@@ -253,7 +272,7 @@ impl<'a> Loader<'a> {
         let inst = &func.body[index];
         if inst.op == Op::Constant {
             let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
-            let (_, bytes) = self.raw(&name)?;
+            let bytes = self.raw(&name)?;
             let concrete = concrete(ty).ok_or_else(|| error(format!("{ty} has unknown size")))?;
             let bytes = bytes.get().unwrap_or_default().to_vec();
             return Tensor::new(concrete, bytes).map_err(|e| error(e.to_string()));
