@@ -3,8 +3,10 @@
 #
 #     scripts/test-aarch64.sh [arguments of cargo test]
 #
-# The compiler is Debian's rustc-web with the arm64 standard library beside it; missing packages
-# are installed when this runs as root and named otherwise.
+# Needs cargo, and these packages of Debian, which are installed when this runs as root and named
+# otherwise: the compiler rustc-web with the arm64 standard library beside it, a cross linker and
+# its C library, and qemu-user. The compiler must be as new as `rust-version` in Cargo.toml asks;
+# cargo says so if it is not.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,12 +23,13 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     dpkg --add-architecture arm64
-    apt-get update
+    apt-get update -q
     # Word splitting is meant: one argument per package.
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
 fi
 
+# The package's compiler, whatever other one is on the path.
 export RUSTC=/usr/bin/rustc
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/aarch64}"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
@@ -35,4 +38,8 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 root=/usr/aarch64-linux-gnu
 runner="qemu-aarch64 -cpu max -L $root -E LD_LIBRARY_PATH=$root/lib"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$runner"
-exec cargo test -p aether-codegen-cpu --target aarch64-unknown-linux-gnu "$@"
+# Emulated vectors are slow: codegen-cpu/tests/dense/support.rs says what is run through less often.
+export AETHER_TEST_SIZES="${AETHER_TEST_SIZES:-emulated}"
+# The kernels are optimised; what they depend on need not be, and compiles in half the time.
+exec cargo test -p aether-codegen-cpu --lib --test '*' --target aarch64-unknown-linux-gnu --locked \
+    --config 'profile.dev.package."*".opt-level=0' "$@"
