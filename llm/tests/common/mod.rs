@@ -2,14 +2,20 @@
 
 use std::path::PathBuf;
 
-/// The file of a model, `NAME.gguf` in the folder that `AETHER_TEST_MODELS` names. When it
-/// is not there, says so on standard error; the test then has nothing to check.
-pub fn model(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("AETHER_TEST_MODELS");
-    let path = folder.map(|f| PathBuf::from(f).join(format!("{name}.gguf")));
-    let found = path.filter(|p| p.is_file());
-    if found.is_none() {
-        eprintln!("not checked: AETHER_TEST_MODELS holds no {name}.gguf");
-    }
-    found
+use aether_llm::hub::{self, Cache, Catalogue, DEFAULT_MODEL, PullOptions};
+
+/// The file of the default model, pulled if the cache folder does not have it yet.
+pub fn default_model() -> PathBuf {
+    let catalogue = Catalogue::load(false).unwrap();
+    hub::locate(None, &catalogue, &PullOptions::from_env(), &mut |_| {}).unwrap()
+}
+
+/// The file of another model of the catalogue, if the cache folder has it: the others are too
+/// large to be pulled for a test. `aether pull --dev NAME` puts them there.
+#[allow(dead_code)] // not every test program asks for others
+pub fn cached_model(name: &str) -> Option<PathBuf> {
+    assert_ne!(name, DEFAULT_MODEL, "the default model is always there");
+    let catalogue = Catalogue::load(true).unwrap();
+    let (cache, entry) = (Cache::open().unwrap(), catalogue.get(name).unwrap());
+    cache.is_present(entry).then(|| cache.model_path(entry))
 }

@@ -1,5 +1,7 @@
 //! A small random LLaMA or Qwen2 as a GGUF file, with weights of many types.
 
+#![allow(dead_code)] // each program that includes this file uses a part of it
+
 use aether_ir::DType;
 use aether_llm::gguf::{Gguf, GgufWriter};
 
