@@ -70,7 +70,7 @@ fn ulp(dtype: DType) -> f64 {
 }
 
 /// Nothing is computed but what f64 computes exactly or rounds as IEEE says.
-const EXACT: [&str; 30] = [
+const EXACT: [&str; 38] = [
     "neg",
     "abs",
     "sign",
@@ -95,9 +95,17 @@ const EXACT: [&str; 30] = [
     "slice",
     "concat",
     "gather",
+    "pad",
+    "flip",
+    "rng_bits",
+    "quantize",
+    "stop_gradient",
+    "barrier",
     "reduce_max",
     "reduce_min",
     "top_k",
+    "sort",
+    "window_max",
     "pack",
     "kv_append",
     "not",
@@ -263,6 +271,7 @@ fn impossible_values_are_errors() {
     let none = Attrs::new();
     let axis = Attrs::new().with("axis", 0i64);
     let scale = Attrs::new().with("scale", 1.0);
+    let wide = Attrs::new().with("low", vec![1i64 << 40]).with("high", vec![0i64]);
     let cache = f(&[4, 1, 2]);
     let f32_of = |shape: &[usize]| ConcreteType::new(DType::F32, shape);
     let table: Vec<(Op, &Attrs, Vec<Tensor>, ConcreteType, &str)> = vec![
@@ -278,6 +287,24 @@ fn impossible_values_are_errors() {
             f32_of(&[1, 1, 2]),
             "context of 4",
         ),
+        (
+            Op::ScatterAdd,
+            &axis,
+            vec![f(&[3]), i(3), f(&[])],
+            f32_of(&[3]),
+            "index 3 is out of range for axis 0 of tensor<3xf32>",
+        ),
+        (
+            Op::ScatterAdd,
+            &axis,
+            vec![f(&[3]), i(-1), f(&[])],
+            f32_of(&[3]),
+            "index -1 is out of range",
+        ),
+        (Op::ScatterAdd, &axis, vec![f(&[3]), i(1), f(&[1])], f32_of(&[3]), "expected updates of"),
+        (Op::Conv, &none, vec![f(&[1, 1, 2]), f(&[1, 1, 3])], f32_of(&[1, 1, 1]), "does not fit"),
+        (Op::Pad, &wide, vec![f(&[1])], f32_of(&[(1 << 40) + 1]), "more than 268435456"),
+        (Op::RngBits, &none, vec![f(&[4])], ConcreteType::new(DType::U32, [2]), "expected a state"),
         (Op::Argmax, &axis, vec![f(&[0])], ConcreteType::new(DType::I32, []), "is empty"),
         (Op::Softmax, &none, vec![f(&[2])], f32_of(&[2]), "`axis` is missing"),
         (Op::Add, &none, vec![f(&[2]), f(&[3])], f32_of(&[3]), "do not broadcast"),
@@ -291,5 +318,163 @@ fn impossible_values_are_errors() {
         let operands: Vec<&Tensor> = operands.iter().collect();
         let e = eval_inst(op, attrs, &operands, &[result]).unwrap_err().to_string();
         assert!(e.contains(message), "{op}: {e}");
+    }
+}
+
+/// The gradients of convolution that `op/conv.rs` describes are its transposes: products with them
+/// are equal, whatever the strides, paddings, dilations and groups.
+#[test]
+fn gradients_of_convolution_are_convolutions() {
+    let mut rng = fastrand::Rng::with_seed(6);
+    let mut tried = 0;
+    while tried < 60 {
+        let axes = rng.usize(1..3);
+        let pick = |rng: &mut fastrand::Rng, low: i64, high: i64| -> Vec<i64> {
+            (0..axes).map(|_| rng.i64(low..high)).collect()
+        };
+        let (n, groups, c_in, c_out) = (rng.i64(1..3), rng.i64(1..3), rng.i64(1..3), rng.i64(1..3));
+        let (size, kernel) = (pick(&mut rng, 1, 7), pick(&mut rng, 1, 4));
+        let (stride, dilation) = (pick(&mut rng, 1, 4), pick(&mut rng, 1, 3));
+        let lhs_dilation = pick(&mut rng, 1, 3);
+        let (lo, hi) = (pick(&mut rng, -1, 4), pick(&mut rng, -1, 4));
+        let i = 0..axes;
+        let spread: Vec<i64> = i.clone().map(|i| (size[i] - 1) * lhs_dilation[i] + 1).collect();
+        let reach: Vec<i64> = i.clone().map(|i| (kernel[i] - 1) * dilation[i] + 1).collect();
+        let room: Vec<i64> = i.clone().map(|i| spread[i] + lo[i] + hi[i] - reach[i]).collect();
+        if room.iter().any(|r| *r < 0) {
+            continue;
+        }
+        tried += 1;
+        let out: Vec<i64> = i.clone().map(|i| room[i] / stride[i] + 1).collect();
+        let spread_out: Vec<i64> = i.clone().map(|i| (out[i] - 1) * stride[i] + 1).collect();
+
+        let shape = |head: &[i64], tail: &[i64]| -> Vec<usize> {
+            head.iter().chain(tail).map(|&d| d as usize).collect()
+        };
+        let x = random(&mut rng, DType::F64, &shape(&[n, groups * c_in], &size));
+        let w = random(&mut rng, DType::F64, &shape(&[groups * c_out, c_in], &kernel));
+        let g = random(&mut rng, DType::F64, &shape(&[n, groups * c_out], &out));
+        let conv = |x: &Tensor, w: &Tensor, attrs: [&[i64]; 5], to: &[usize]| {
+            let names = ["stride", "padding", "dilation", "lhs_dilation"];
+            let attrs = names
+                .iter()
+                .zip(attrs)
+                .fold(Attrs::new().with("groups", groups), |all, (name, list)| {
+                    all.with(name, list.to_vec())
+                });
+            one(Op::Conv, &attrs, &[x, w], DType::F64, to)
+        };
+        let pairs = |lo: &[i64], hi: &[i64]| -> Vec<i64> {
+            lo.iter().zip(hi).flat_map(|(lo, hi)| [*lo, *hi]).collect()
+        };
+        // [a, b·c, …] to [a, b, c, …], axes exchanged, and two joined again.
+        let exchange = |x: &Tensor, split: Vec<usize>, perm: [i64; 3], joined: &[usize]| {
+            let perm: Vec<i64> =
+                perm.into_iter().chain((3..split.len() as i64).collect::<Vec<_>>()).collect();
+            let to: Vec<usize> = perm.iter().map(|&p| split[p as usize]).collect();
+            let x = x.with_shape(&split).unwrap();
+            one(Op::Transpose, &Attrs::new().with("perm", perm), &[&x], DType::F64, &to)
+                .with_shape(joined)
+                .unwrap()
+        };
+        let product = |a: &Tensor, b: &Tensor| -> f64 {
+            a.to_f64_vec().unwrap().iter().zip(b.to_f64_vec().unwrap()).map(|(a, b)| a * b).sum()
+        };
+        let y = conv(&x, &w, [&stride, &pairs(&lo, &hi), &dilation, &lhs_dilation, &[]], g.shape());
+
+        let flipped = one(
+            Op::Flip,
+            &Attrs::new().with("axes", (2..2 + axes as i64).collect::<Vec<_>>()),
+            &[&w],
+            DType::F64,
+            w.shape(),
+        );
+        let back = exchange(
+            &flipped,
+            shape(&[groups, c_out, c_in], &kernel),
+            [0, 2, 1],
+            &shape(&[groups * c_in, c_out], &kernel),
+        );
+        let low: Vec<i64> = i.clone().map(|i| reach[i] - 1 - lo[i]).collect();
+        let high: Vec<i64> =
+            i.clone().map(|i| spread[i] + reach[i] - 1 - spread_out[i] - low[i]).collect();
+        let attrs: [&[i64]; 5] = [&lhs_dilation, &pairs(&low, &high), &dilation, &stride, &[]];
+        let dx = conv(&g, &back, attrs, x.shape());
+
+        let image = exchange(
+            &x,
+            shape(&[n, groups, c_in], &size),
+            [2, 1, 0],
+            &shape(&[c_in, groups * n], &size),
+        );
+        let by = exchange(
+            &g,
+            shape(&[1, n, groups * c_out], &out),
+            [0, 2, 1],
+            &shape(&[groups * c_out, n], &out),
+        );
+        let high: Vec<i64> = i.map(|i| reach[i] + spread_out[i] - 1 - spread[i] - lo[i]).collect();
+        let attrs: [&[i64]; 5] = [&dilation, &pairs(&lo, &high), &stride, &lhs_dilation, &[]];
+        let dw = conv(&image, &by, attrs, &shape(&[c_in, groups * c_out], &kernel));
+        let dw = exchange(
+            &dw,
+            shape(&[1, c_in, groups * c_out], &kernel),
+            [0, 2, 1],
+            &shape(&[groups * c_out, c_in], &kernel),
+        );
+
+        let want = product(&y, &g);
+        for (name, got) in [("x", product(&x, &dx)), ("w", product(&w, &dw))] {
+            let close = (got - want).abs() < 1e-9 * (1.0 + want.abs());
+            assert!(close, "{name}: {got} {want}, {size:?} {kernel:?} {stride:?} {lo:?} {hi:?}");
+        }
+    }
+}
+
+/// Gradients by composition: what `scatter_add` adds is what `gather` reads, and windows sum what
+/// their transpose spreads.
+#[test]
+fn gather_and_window_sum_have_transposes() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let product = |a: &Tensor, b: &Tensor| -> f64 {
+        a.to_f64_vec().unwrap().iter().zip(b.to_f64_vec().unwrap()).map(|(a, b)| a * b).sum()
+    };
+    for _ in 0..30 {
+        let (n, m) = (rng.usize(1..6), rng.usize(0..7));
+        let x = random(&mut rng, DType::F64, &[2, n, 3]);
+        let g = random(&mut rng, DType::F64, &[2, m, 3]);
+        let indices: Vec<i32> = (0..m).map(|_| rng.i32(0..n as i32)).collect();
+        let indices = Tensor::from_i32(&[m], &indices).unwrap();
+        let axis = Attrs::new().with("axis", 1i64);
+        let y = one(Op::Gather, &axis, &[&x, &indices], DType::F64, g.shape());
+        let zeros = Tensor::zeros(DType::F64, x.shape()).unwrap();
+        let dx = one(Op::ScatterAdd, &axis, &[&zeros, &indices, &g], DType::F64, x.shape());
+        assert!((product(&y, &g) - product(&x, &dx)).abs() < 1e-9);
+    }
+    for _ in 0..60 {
+        let (n, k) = (rng.i64(1..9), rng.i64(1..4));
+        let (t, d, e) = (rng.i64(1..4), rng.i64(1..3), rng.i64(1..3));
+        let (lo, hi) = (rng.i64(-1..4), rng.i64(-1..4));
+        let (spread, reach) = ((n - 1) * e + 1, (k - 1) * d + 1);
+        let room = spread + lo + hi - reach;
+        if room < 0 {
+            continue;
+        }
+        let out = room / t + 1;
+        let attrs = |t: i64, e: i64, lo: i64, hi: i64| {
+            Attrs::new()
+                .with("window", vec![k])
+                .with("stride", vec![t])
+                .with("padding", vec![lo, hi])
+                .with("dilation", vec![d])
+                .with("lhs_dilation", vec![e])
+        };
+        let x = random(&mut rng, DType::F64, &[2, n as usize]);
+        let g = random(&mut rng, DType::F64, &[2, out as usize]);
+        let y = one(Op::WindowSum, &attrs(t, e, lo, hi), &[&x], DType::F64, g.shape());
+        let low = reach - 1 - lo;
+        let high = spread + reach - 1 - ((out - 1) * t + 1) - low;
+        let dx = one(Op::WindowSum, &attrs(e, t, low, high), &[&g], DType::F64, x.shape());
+        assert!((product(&y, &g) - product(&x, &dx)).abs() < 1e-9, "{n} {k} {t} {d} {e} {lo} {hi}");
     }
 }

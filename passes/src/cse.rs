@@ -3,7 +3,7 @@
 //! Two instructions are equal when op, attributes (numbers by their bits), symbol, operands and
 //! result types are. Every op is a pure function, calls included. Where donation takes part
 //! nothing is merged: an instruction that is given an operand keeps it to itself, and a value
-//! that is given away must not get further uses.
+//! that is given away must not get further uses. A `barrier` equals no other.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -48,8 +48,8 @@ fn run_func(func: &mut Func) -> usize {
         for operand in &mut inst.operands {
             operand.value = replacement[operand.value.index()];
         }
-        let takes = inst.operands.iter().any(|o| o.donated);
-        if takes || inst.results.iter().any(|r| given[r.index()]) {
+        let kept = inst.op == Op::Barrier || inst.operands.iter().any(|o| o.donated);
+        if kept || inst.results.iter().any(|r| given[r.index()]) {
             return true;
         }
         match seen.entry(key(func, inst)) {

@@ -6,8 +6,9 @@
 //! stands in [`aether_ir::plan`]; [`crate::plan_check`] proves it independently.
 //!
 //! Sharing is decided in one walk over the body:
-//! - `reshape`, and `broadcast` to as many elements, are the same bytes, unless the result is
-//!   given away while the operand is not, or the operand is given away while the result lives;
+//! - `reshape`, `broadcast` to as many elements, `stop_gradient` and a `barrier` of one operand are
+//!   the same bytes, unless the result is given away while the operand is not, or the operand is
+//!   given away while the result lives;
 //! - a donated operand of `kv_append` is written over, a donated operand of a call when the
 //!   callee returns it; never when it is a constant, or a parameter that some caller keeps;
 //! - an operand that dies is written over when the target's kernel can do that.
@@ -122,13 +123,13 @@ fn load_time(func: &Func) -> Vec<bool> {
     is
 }
 
-/// Whether the only result is the operand's bytes under another shape.
+/// Whether the only result is the operand's bytes, if under another shape.
 fn same_bytes(func: &Func, inst: &Inst) -> bool {
     let ([operand], [result]) = (inst.operands.as_slice(), inst.results.as_slice()) else {
         return false;
     };
     let (x, y) = (func.ty(operand.value), func.ty(*result));
-    matches!(inst.op, Op::Reshape | Op::Broadcast)
+    matches!(inst.op, Op::Reshape | Op::Broadcast | Op::StopGradient | Op::Barrier)
         && x.layout == Layout::RowMajor
         && y.layout == Layout::RowMajor
         && x.dtype == y.dtype

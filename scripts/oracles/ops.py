@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Expected values of every op, computed with NumPy in f64 and rounded once to the result's type.
+"""Expected values of every op, computed in f64 with NumPy (convolution, windows and random bits with
+JAX) and rounded once to the result's type.
 
 Writes ir/tests/data/ops.json, a list of cases: op, note, attrs, operands, results. A tensor has
 dtype, shape and values (row-major; f64, NaN and infinities as strings), or hex with the bytes of a
 quantised type; a packed one has a layout.
 
-Made with gguf 0.19.0 and numpy 2.4:  python3 scripts/oracles/ops.py
+Made with gguf 0.19.0, numpy 2.4 and jax 0.10.2:  python3 scripts/oracles/ops.py
 """
 
 import json
@@ -13,11 +14,16 @@ import math
 import pathlib
 
 import gguf
+import jax
 import numpy as np
 from gguf.quants import dequantize, quantize
+from jax import lax
+from jax.extend.random import threefry2x32_p
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "ir/tests/data/ops.json"
 np.seterr(all="ignore")
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_platforms", "cpu")
 rng = np.random.default_rng(20240607)
 NAN, INF = math.nan, math.inf
 INTS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32}
@@ -401,6 +407,201 @@ for dtype, past, tokens in [("f16", 0, 2), ("bf16", 3, 2), ("f32", 2, 1), ("f16"
     want = cache.a.copy()
     want[past:past + tokens] = rows.a
     case("kv_append", [cache, rows, T("i32", np.array(past))], [T(dtype, want)], f"{dtype} at {past}")
+
+# Convolution and windows ------------------------------------------------------------------------
+
+def pairs(padding):
+    return list(zip(padding[::2], padding[1::2]))
+
+
+def conv(x, w, stride=None, padding=None, dilation=None, lhs_dilation=None, groups=1):
+    axes = x.ndim - 2
+    ones = [1] * axes
+    return np.asarray(lax.conv_general_dilated(
+        x, w, stride or ones, pairs(padding or [0, 0] * axes), lhs_dilation or ones, dilation or ones,
+        feature_group_count=groups, precision="highest"))
+
+
+for note, sx, sw, attrs in [
+    ("1-d", (2, 3, 7), (4, 3, 3), {}),
+    ("1-d, all", (1, 4, 9), (6, 2, 3), dict(stride=[2], padding=[3, 1], dilation=[2], lhs_dilation=[3], groups=2)),
+    ("2-d", (2, 3, 5, 6), (4, 3, 3, 2), {}),
+    ("same size", (1, 2, 5, 5), (3, 2, 3, 3), dict(padding=[1, 1, 1, 1])),
+    ("strides", (2, 2, 7, 8), (3, 2, 3, 3), dict(stride=[2, 3], padding=[1, 0, 0, 2])),
+    ("dilation", (1, 2, 7, 8), (3, 2, 3, 2), dict(dilation=[2, 3], padding=[2, 2, 0, 1])),
+    ("lhs_dilation", (1, 2, 3, 4), (3, 2, 3, 3), dict(lhs_dilation=[2, 3], padding=[2, 3, 1, 1])),
+    ("groups", (2, 6, 4, 4), (4, 3, 2, 2), dict(groups=2)),
+    ("depthwise", (1, 3, 5, 5), (6, 1, 3, 3), dict(groups=3, padding=[1, 1, 1, 1], stride=[2, 2])),
+    ("crops", (1, 2, 6, 6), (2, 2, 2, 2), dict(padding=[-1, 0, 1, -2])),
+    ("crops between", (1, 1, 4, 4), (1, 1, 2, 2), dict(padding=[-1, -2, 1, -1], lhs_dilation=[2, 2])),
+    ("wide padding", (1, 1, 2, 2), (1, 1, 2, 2), dict(padding=[4, 3, 2, 5], stride=[3, 2])),
+    ("3-d", (1, 2, 3, 4, 3), (2, 2, 2, 2, 3), dict(padding=[0, 1, 1, 0, 1, 1])),
+    ("all", (2, 4, 5, 6), (6, 2, 3, 2), dict(stride=[2, 1], padding=[2, 1, -1, 3], dilation=[1, 2], lhs_dilation=[2, 2], groups=2)),
+    ("no image", (0, 2, 4, 4), (3, 2, 2, 2), {}),
+]:
+    x, w = normal(*sx), normal(*sw)
+    case("conv", [x, w], [T("f32", conv(x.a, w.a, **attrs))], note, **attrs)
+for da, db in [("f16", "f16"), ("bf16", "f32"), ("f64", "f64"), ("f32", "f16")]:
+    x, w = normal(1, 2, 5, 4, dtype=da), normal(3, 2, 2, 2, dtype=db)
+    case("conv", [x, w], [T(da, conv(x.a, w.a))], f"{da} {db}")
+
+
+def wide(x, attrs):
+    """The attributes of a window over the trailing axes as lists over all axes."""
+    lead = x.ndim - len(attrs["window"])
+    full = lambda name: [1] * lead + list(attrs.get(name, [1] * len(attrs["window"])))
+    return full("window"), full("stride"), [(0, 0)] * lead + pairs(attrs.get("padding", [0, 0] * len(attrs["window"]))), full
+
+
+def window_sum(x, **attrs):
+    window, stride, padding, full = wide(x, attrs)
+    return np.asarray(lax.reduce_window(x, x.dtype.type(0), lax.add, window, stride, padding, full("lhs_dilation"), full("dilation")))
+
+
+def window_max(x, **attrs):
+    """Value and place by looking at each window in turn."""
+    axes = len(attrs["window"])
+    stride, padding = attrs.get("stride", [1] * axes), pairs(attrs.get("padding", [0, 0] * axes))
+    plane = x.shape[x.ndim - axes:]
+    counts = [(n + lo + hi - k) // s + 1 for n, k, s, (lo, hi) in zip(plane, attrs["window"], stride, padding)]
+    flat = x.reshape(-1, *plane)
+    values, places = np.zeros((len(flat), *counts), x.dtype), np.zeros((len(flat), *counts), np.int32)
+    for i, image in enumerate(flat):
+        for at in np.ndindex(*counts):
+            first = [a * s - lo for a, s, (lo, _) in zip(at, stride, padding)]
+            part = tuple(slice(max(f, 0), max(f + k, 0)) for f, k in zip(first, attrs["window"]))
+            held = image[part]
+            best = np.unravel_index(np.argmax(held), held.shape)
+            values[i, *at] = held[best]
+            places[i, *at] = np.ravel_multi_index([max(f, 0) + b for f, b in zip(first, best)], plane)
+    shape = x.shape[:x.ndim - axes] + tuple(counts)
+    window, full_stride, full_padding, _ = wide(x, attrs)
+    if x.dtype == np.float64 and np.isfinite(x).all():
+        peer = lax.reduce_window(x, -np.inf, lax.max, window, full_stride, full_padding)
+        assert np.array_equal(values.reshape(shape), peer)
+    return values.reshape(shape), places.reshape(shape)
+
+
+for note, shape, attrs in [
+    ("1-d", (2, 3, 7), dict(window=[3])),
+    ("2-d", (2, 5, 6), dict(window=[2, 3], stride=[2, 2])),
+    ("padding", (1, 2, 5, 6), dict(window=[3, 3], stride=[2, 2], padding=[1, 1, 0, 2])),
+    ("all axes", (4, 4), dict(window=[2, 2])),
+    ("one big window", (2, 3, 4), dict(window=[3, 4])),
+]:
+    x = normal(*shape)
+    case("window_sum", [x], [T("f32", window_sum(x.a, **attrs))], note, **attrs)
+    y, i = window_max(x.a, **attrs)
+    case("window_max", [x], [T("f32", y), T("i32", i)], note, **attrs)
+for note, shape, attrs in [
+    ("dilation", (2, 9), dict(window=[3], dilation=[3], padding=[2, 0])),
+    ("lhs_dilation", (2, 3, 4), dict(window=[3, 2], lhs_dilation=[2, 3], padding=[2, 2, 1, 1])),
+    ("crops", (2, 6, 5), dict(window=[2, 2], padding=[-1, 0, -2, 1])),
+    ("all", (7, 6), dict(window=[3, 2], stride=[2, 1], padding=[3, -1, 0, 4], dilation=[2, 2], lhs_dilation=[1, 3])),
+]:
+    x = normal(*shape)
+    case("window_sum", [x], [T("f32", window_sum(x.a, **attrs))], note, **attrs)
+x = T("i8", [[100, 100, -128, 3]])
+case("window_sum", [x], [T("i8", window_sum(x.a, window=[2]))], "i8, wrapping", window=[2])
+case("window_max", [x], [T("i8", [[100, 100, 3]]), T("i32", [[0, 1, 3]])], "i8", window=[2])
+x = T("f32", [[1, 1, NAN, 0], [-INF, -INF, -0.0, 0.0]])
+case("window_max", [x], [T("f32", [[1, 1, NAN, NAN, 0], [-INF, -INF, -0.0, -0.0, 0.0]]), T("i32", [[0, 0, 2, 2, 3], [0, 0, 2, 2, 3]])],
+     "ties, NaN, padding is never picked", window=[2], padding=[1, 1])
+x = T("i64", [2**53, 2**53 + 1])
+case("window_max", [x], [T("i64", np.array([2**53 + 1])), T("i32", [1])], "beyond f64", window=[2])
+for dtype in ["f16", "f64"]:
+    x = normal(3, 5, dtype=dtype)
+    case("window_sum", [x], [T(dtype, window_sum(x.a, window=[3]))], dtype, window=[3])
+
+# Order, running sums, indices -------------------------------------------------------------------
+x = normal(3, 4, 2)
+for axis in [0, 1, -1]:
+    for descending in [False, True]:
+        order = np.argsort(-x.a if descending else x.a, axis, kind="stable")
+        case("sort", [x], [T("f32", np.take_along_axis(x.a, order, axis)), T("i32", order)], axis=axis, descending=descending)
+x = T("f32", [2, NAN, -0.0, 0.0, -INF, INF, 2])
+case("sort", [x], [T("f32", [-INF, -0.0, 0.0, 2, 2, INF, NAN]), T("i32", [4, 2, 3, 0, 6, 5, 1])], "ties and NaN", axis=0)
+case("sort", [x], [T("f32", [NAN, INF, 2, 2, -0.0, 0.0, -INF]), T("i32", [1, 5, 0, 6, 2, 3, 4])], "ties and NaN", axis=0, descending=True)
+case("sort", [T("i64", [2**53 + 1, 2**53, -5])], [T("i64", np.array([-5, 2**53, 2**53 + 1])), T("i32", [2, 1, 0])], "beyond f64", axis=0)
+case("sort", [T("u8", [[3, 3, 1]])], [T("u8", [[1, 3, 3]]), T("i32", [[2, 0, 1]])], "integers", axis=1)
+case("sort", [T("f16", np.zeros((2, 0)))], [T("f16", np.zeros((2, 0))), T("i32", np.zeros((2, 0)))], "empty", axis=1)
+x = normal(3, 4, 2)
+for axis in [0, 1, -1]:
+    for exclusive in [False, True]:
+        for reverse in [False, True]:
+            y = np.flip(x.a, axis) if reverse else x.a
+            y = np.cumsum(y, axis) - (y if exclusive else 0)
+            y = np.flip(y, axis) if reverse else y
+            case("cumsum", [x], [T("f32", y)], axis=axis, exclusive=exclusive, reverse=reverse)
+case("cumsum", [T("i8", [100, 100, 1])], [T("i8", [100, -56, -55])], "i8, wrapping", axis=0)
+case("cumsum", [T("f32", [1, INF, 2, NAN, 3])], [T("f32", [1, INF, INF, NAN, NAN])], "special values", axis=0)
+x = normal(2, 5, dtype="bf16")
+case("cumsum", [x], [T("bf16", np.cumsum(x.a, 1))], "bf16", axis=1)
+
+
+def scatter_add(x, indices, updates, axis):
+    axis %= x.ndim
+    out, rows = x.copy(), np.moveaxis(updates.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 1:]), axis, 0)
+    np.add.at(np.moveaxis(out, axis, 0), indices.ravel(), rows)
+    return out
+
+
+x = normal(4, 3, 2)
+for axis, indices in [(0, [[3, 0], [1, 1]]), (1, [1, 0, 1]), (-1, [1, 1, 1, 0]), (0, [])]:
+    i = T("i32" if axis == 0 else "i64", indices)
+    u = T("f32", rng.normal(size=np.take(x.a, i.a.astype(int), axis).shape))
+    case("scatter_add", [x, i, u], [T("f32", scatter_add(x.a, i.a.astype(int), u.a, axis))], axis=axis)
+u = normal(3, 2)
+case("scatter_add", [x, T("i32", np.array(2)), u], [T("f32", scatter_add(x.a, np.array([2]), u.a[None], 0))], "scalar index", axis=0)
+case("scatter_add", [T("i8", [100, 1]), T("i32", [0, 0, 1]), T("i8", [100, 1, 2])], [T("i8", [-55, 3])], "i8, wrapping", axis=0)
+x = T("f16", [1, 2048])
+case("scatter_add", [x, T("i64", [1, 1, 1]), T("f16", [1, 1, 1])], [T("f16", [1, 2051])], "rounds once", axis=0)
+
+# Padding, turning, blocks, bits, identities ------------------------------------------------------
+for dtype in ["f32", "f16", "i8", "bool"]:
+    x = T(dtype, rng.integers(0, 2, (2, 3)))
+    case("pad", [x], [T(dtype, np.pad(x.a, ((1, 0), (2, 1))))], dtype, low=[1, 2], high=[0, 1])
+case("pad", [normal(0, 2)], [T("f32", np.full((2, 3), -1.5))], "around nothing", low=[1, 0], high=[1, 1], value=-1.5)
+x = T("i64", [1])
+case("pad", [x], [T("i64", np.array([2**60 + 1, 1]))], "an integer beyond f64", low=[1], high=[0], value=2**60 + 1)
+x = normal(2, 3, 4)
+for axes in [[0], [1, -1], [0, 1, 2], []]:
+    case("flip", [x], [T("f32", np.flip(x.a, tuple(axes)))], axes=axes)
+x = T("f16", [NAN, 1, 2])
+case("flip", [x], [T("f16", x.a[::-1])], "keeps NaN", axes=[0])
+for kind in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]:
+    t = gguf.GGMLQuantizationType[kind.upper()]
+    x = normal(2, 64)
+    raw = quantize(x.a.astype(np.float32), t)
+    case("quantize", [x], [T(kind, dequantize(raw, t), raw.tobytes().hex())], kind)
+    x = T("f32", np.zeros((1, 32)))
+    raw = quantize(x.a.astype(np.float32), t)
+    case("quantize", [x], [T(kind, dequantize(raw, t), raw.tobytes().hex())], f"{kind}, zeros")
+
+
+def rng_bits(state, shape):
+    """The cipher as JAX has it, over counters high and low."""
+    k0, k1, high, low = (int(v) for v in state)
+    n = math.prod(shape)
+    at = [((high << 32 | low) + i) % 2**64 for i in range((n + 1) // 2)]
+    words = lambda shift: np.array([a >> shift & 0xFFFFFFFF for a in at], np.uint32)
+    key = [np.full(len(at), k, np.uint32) for k in (k0, k1)]
+    out = threefry2x32_p.bind(*key, words(32), words(0)) if at else (words(0), words(0))
+    bits = np.stack([np.asarray(o) for o in out], 1).ravel()[:n].reshape(shape)
+    after = ((high << 32 | low) + len(at)) % 2**64
+    return T("u32", bits), T("u32", np.array([k0, k1, after >> 32, after & 0xFFFFFFFF]))
+
+
+for note, state, shape in [
+    ("from zero", [0, 0, 0, 0], (4,)), ("odd number", [1, 2, 0, 5], (3, 3)), ("scalar", [42, 7, 0, 0], ()),
+    ("carries", [2**32 - 1, 5, 3, 2**32 - 2], (2, 4)), ("wraps", [9, 8, 2**32 - 1, 2**32 - 1], (5,)), ("none", [1, 1, 1, 1], (0, 2)),
+]:
+    case("rng_bits", [T("u32", np.array(state))], list(rng_bits(state, shape)), note)
+x, i, w = normal(2, 2), T("i32", [1, 2]), quantised("q8_0", 1, 32)
+case("stop_gradient", [x], [x])
+case("stop_gradient", [w], [w], "quantised")
+case("barrier", [x], [x])
+case("barrier", [x, i, x, w], [x, i, x, w], "several")
 
 OUT.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES) + "\n]\n")
 print(len(CASES), "cases,", OUT.stat().st_size, "bytes")

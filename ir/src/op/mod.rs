@@ -5,13 +5,19 @@
 //! on [`Op`]. Type rules and meanings stand next to each other in one file per family.
 
 pub mod attention;
+pub mod conv;
 pub mod elementwise;
 pub mod fused;
+pub mod gather;
 pub mod matmul;
 pub mod norm;
+pub mod quantize;
+pub mod random;
 pub mod reduce;
 pub mod rope;
 pub mod shape;
+pub mod sort;
+pub mod window;
 
 use std::fmt;
 use std::str::FromStr;
@@ -76,6 +82,22 @@ const AXES: AttrSpec = req("axes", AttrKind::Ints, "the axes that are reduced");
 const KEEPDIMS: AttrSpec =
     opt("keepdims", AttrKind::Bool, "keep reduced axes with length 1 (default false)");
 const EPS: AttrSpec = req("eps", AttrKind::Float, "added to the mean square or variance");
+const STRIDE: AttrSpec =
+    opt("stride", AttrKind::Ints, "steps between windows, one per spatial axis (default 1)");
+const PADDING: AttrSpec = opt(
+    "padding",
+    AttrKind::Ints,
+    "elements added before and behind each spatial axis, [lo, hi, lo, hi, …]; negative ones crop (default 0)",
+);
+const DILATION: AttrSpec =
+    opt("dilation", AttrKind::Ints, "steps between elements of the window (default 1)");
+const LHS_DILATION: AttrSpec = opt(
+    "lhs_dilation",
+    AttrKind::Ints,
+    "steps between elements of the operand, zeros between them (default 1)",
+);
+const WINDOW: AttrSpec =
+    req("window", AttrKind::Ints, "sizes of the window over as many trailing axes");
 const TRANSPOSE_B: AttrSpec =
     opt("transpose_b", AttrKind::Bool, "the right operand is stored as [n, k] (default false)");
 const ACT: AttrSpec = req("act", AttrKind::Str, "`silu`, `gelu` or `gelu_tanh`");
@@ -153,17 +175,29 @@ op_table! {
     Transpose "transpose" 1..=1, [req("perm", AttrKind::Ints, "axis i of the result is axis perm[i] of the operand")], shape::infer_transpose, Some(shape::eval_transpose), "Permutes axes.";
     Slice "slice" 1..=1, [req("starts", AttrKind::Ints, "first index per axis"), req("limits", AttrKind::Ints, "index after the last per axis"), opt("steps", AttrKind::Ints, "stride per axis (default 1)")], shape::infer_slice, Some(shape::eval_slice), "A strided part. Axes of symbolic length are taken whole: start 0, limit -1, step 1.";
     Concat "concat" 1..=MAX_OPERANDS, [AXIS], shape::infer_concat, Some(shape::eval_concat), "Joins along an axis.";
-    Gather "gather" 2..=2, [AXIS], shape::infer_gather, Some(shape::eval_gather), "Picks along an axis by i32 or i64 indices; rows of a quantised table come dequantised to f32. An index out of range is an error.";
+    Gather "gather" 2..=2, [AXIS], gather::infer_gather, Some(gather::eval_gather), "Picks along an axis by i32 or i64 indices; rows of a quantised table come dequantised to f32. An index out of range is an error.";
+    ScatterAdd "scatter_add" 3..=3, [AXIS], gather::infer_scatter_add, Some(gather::eval_scatter_add), "The first operand with the third added at the places along an axis that `gather` would pick by the i32 or i64 indices of the second. Repeated indices add up; one out of range is an error.";
+    Pad "pad" 1..=1, [req("low", AttrKind::Ints, "elements added before each axis"), req("high", AttrKind::Ints, "elements added behind each axis"), opt("value", AttrKind::Float, "their value (default 0)")], shape::infer_pad, Some(shape::eval_pad), "Surrounds with one value.";
+    Flip "flip" 1..=1, [req("axes", AttrKind::Ints, "the axes that are turned round")], shape::infer_flip, Some(shape::eval_flip), "The elements of some axes in reverse order.";
+    RngBits "rng_bits" 1..=1, [], random::infer_rng_bits, Some(random::eval_rng_bits), "u32 random bits of the written shape, and the new state, by Threefry-2x32 (Salmon et al. 2011). The state is u32 [4]: key, and counter with the high word first.";
+    Quantize "quantize" 1..=1, [], quantize::infer_quantize, Some(quantize::eval_quantize), "f32 to the block-quantised type of the result by ggml's reference rounding; `cast` dequantises.";
+    StopGradient "stop_gradient" 1..=1, [], shape::infer_identity, Some(shape::eval_identity), "The operand, taken as a constant by differentiation.";
+    Barrier "barrier" 1..=MAX_OPERANDS, [], shape::infer_identity, Some(shape::eval_identity), "The operands, through which no pass looks: what is computed from the results is not merged with what is computed from the operands.";
 
     ReduceSum "reduce_sum" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce, Some(reduce::eval_sum), "Sum over axes.";
     ReduceMean "reduce_mean" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce_float, Some(reduce::eval_mean), "Mean over axes.";
     ReduceProd "reduce_prod" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce, Some(reduce::eval_prod), "Product over axes.";
     ReduceMax "reduce_max" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce, Some(reduce::eval_max), "Greatest over axes; NaN wins.";
     ReduceMin "reduce_min" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce, Some(reduce::eval_min), "Smallest over axes; NaN wins.";
-    Argmax "argmax" 1..=1, [AXIS], reduce::infer_argmax, Some(reduce::eval_argmax), "Index (i32) of the greatest along an axis; the first among equals; NaN is greatest.";
-    TopK "top_k" 1..=1, [req("k", AttrKind::Int, "how many")], reduce::infer_top_k, Some(reduce::eval_top_k), "The k greatest along the last axis in falling order, and their i32 indices; equal ones by index.";
+    Argmax "argmax" 1..=1, [AXIS], sort::infer_argmax, Some(sort::eval_argmax), "Index (i32) of the greatest along an axis; the first among equals; NaN is greatest.";
+    TopK "top_k" 1..=1, [req("k", AttrKind::Int, "how many")], sort::infer_top_k, Some(sort::eval_top_k), "The k greatest along the last axis in falling order, and their i32 indices; equal ones by index.";
+    Sort "sort" 1..=1, [AXIS, opt("descending", AttrKind::Bool, "from the greatest on (default false)")], sort::infer_sort, Some(sort::eval_sort), "The elements along an axis in order, and their i32 indices; equal ones by index; NaN is greatest.";
+    Cumsum "cumsum" 1..=1, [AXIS, opt("exclusive", AttrKind::Bool, "an element does not count itself (default false)"), opt("reverse", AttrKind::Bool, "from the end on (default false)")], reduce::infer_cumsum, Some(reduce::eval_cumsum), "Running sum along an axis; integers wrap.";
+    WindowSum "window_sum" 1..=1, [WINDOW, STRIDE, PADDING, DILATION, LHS_DILATION], window::infer_window_sum, Some(window::eval_window_sum), "Sum over sliding windows of the trailing axes; padding counts 0. Its transpose is a `window_sum` with stride and lhs_dilation exchanged.";
+    WindowMax "window_max" 1..=1, [WINDOW, STRIDE, PADDING], window::infer_window_max, Some(window::eval_window_max), "Greatest of sliding windows of the trailing axes, and its i32 place in them, row-major; the first among equals; NaN is greatest. Padding is never picked and must be smaller than the window.";
 
     Matmul "matmul" 2..=2, [TRANSPOSE_B], matmul::infer_matmul, Some(matmul::eval_matmul), "Matrix product over the last two axes, leading axes broadcast. The right operand may be quantised with `transpose_b` (blocks lie along k); sums are f32 or f64.";
+    Conv "conv" 2..=2, [STRIDE, PADDING, DILATION, LHS_DILATION, opt("groups", AttrKind::Int, "parts into which the channels fall (default 1)")], conv::infer_conv, Some(conv::eval_conv), "Convolution (cross-correlation) of x [n, c_in, spatial…] with w [c_out, c_in / groups, kernel…] to [n, c_out, spatial…].";
 
     Softmax "softmax" 1..=1, [AXIS], norm::infer_softmax, Some(norm::eval_softmax), "exp(x - max) over their sum, along an axis.";
     LogSoftmax "log_softmax" 1..=1, [AXIS], norm::infer_softmax, Some(norm::eval_log_softmax), "Logarithm of softmax, along an axis.";

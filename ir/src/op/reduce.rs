@@ -1,19 +1,17 @@
-//! Reductions.
+//! Reductions and running sums.
 //!
 //! Meanings: floats are accumulated in f64 in row-major order and rounded once, integers in i64,
 //! wrapping to their width. Over no elements a sum is 0, a product 1, a mean NaN, the greatest
 //! value the least of the type (-infinity of floats) and the smallest the greatest.
 
-use std::cmp::Ordering;
-
-use ndarray::{ArrayD, ArrayViewD, Axis};
+use ndarray::{ArrayD, Axis};
 
 use super::InferCtx;
 use super::elementwise::{max, min};
 use super::shape::{axis_of, eval_axis};
 use crate::dim::Dim;
 use crate::dtype::DType;
-use crate::tensor::{EvalCtx, EvalError, Evaluated, Tensor};
+use crate::tensor::{EvalCtx, Evaluated, Tensor};
 use crate::types::{Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
@@ -55,46 +53,6 @@ pub fn infer_reduce_float(ctx: &InferCtx) -> Types {
         return Err(format!("expected a floating-point operand, found {}", ctx.operands[0]));
     }
     infer_reduce(ctx)
-}
-
-fn nonempty_axis(x: &TensorType, axis: usize) -> Result<(), String> {
-    if x.shape.0[axis].is(0) {
-        return Err(format!("axis {axis} of {x} is empty"));
-    }
-    Ok(())
-}
-
-/// The axis dropped, i32.
-pub fn infer_argmax(ctx: &InferCtx) -> Types {
-    let x = ctx.operands[0];
-    if x.dtype.is_quantized() || x.dtype == DType::Bool {
-        return Err(format!("expected a number type, found {x}"));
-    }
-    let axis = axis_of(ctx, &x.shape)?;
-    nonempty_axis(x, axis)?;
-    let mut shape = x.shape.clone();
-    shape.0.remove(axis);
-    Ok(vec![TensorType::with_shape(DType::I32, shape)])
-}
-
-/// The last axis shortened to k; values and indices.
-pub fn infer_top_k(ctx: &InferCtx) -> Types {
-    let x = ctx.operands[0];
-    if x.dtype.is_quantized() || x.dtype == DType::Bool {
-        return Err(format!("expected a number type, found {x}"));
-    }
-    let k = ctx.attrs.int("k", 0);
-    let last = x.shape.0.last().ok_or("expected at least one axis")?;
-    let fits = last.as_const().is_none_or(|n| k as u64 <= n);
-    if k < 1 || !fits {
-        return Err(format!("k = {k} must lie between 1 and the last axis of {x}"));
-    }
-    let mut shape = x.shape.clone();
-    if let Some(d) = shape.0.last_mut() {
-        *d = Dim::new(k as u64);
-    }
-    let indices = TensorType::with_shape(DType::I32, shape.clone());
-    Ok(vec![TensorType::with_shape(x.dtype, shape), indices])
 }
 
 /// Folds the reduced axes of `x` with `f`, in row-major order.
@@ -181,70 +139,47 @@ pub fn eval_min(ctx: &EvalCtx) -> Evaluated {
     reduce(ctx, (f64::INFINITY, min), (greatest, i64::min))
 }
 
-/// Falling order with NaN before everything; equal values compare equal.
-fn falling(a: f64, b: f64) -> Ordering {
-    match (a.is_nan(), b.is_nan()) {
-        (false, false) => b.partial_cmp(&a).unwrap_or(Ordering::Equal),
-        (nan_a, nan_b) => nan_b.cmp(&nan_a),
+/// The operand's type; number types only.
+pub fn infer_cumsum(ctx: &InferCtx) -> Types {
+    let x = ctx.operands[0];
+    if x.dtype.is_quantized() || x.dtype == DType::Bool {
+        return Err(format!("expected a number type, found {x}"));
     }
+    axis_of(ctx, &x.shape)?;
+    Ok(vec![x.clone()])
 }
 
-/// For each lane along `axis` (in row-major order of the others) the positions of its elements
-/// from the greatest to the least, equal ones by index.
-fn ranked(x: &Tensor, axis: usize) -> Result<Vec<Vec<usize>>, EvalError> {
-    fn lanes<T: Copy>(
-        x: &ArrayViewD<'_, T>,
+/// Running sums along an axis.
+pub fn eval_cumsum(ctx: &EvalCtx) -> Evaluated {
+    fn run<T: Copy>(
+        ctx: &EvalCtx,
+        x: &mut ArrayD<T>,
         axis: usize,
-        compare: impl Fn(T, T) -> Ordering,
-    ) -> Vec<Vec<usize>> {
-        let ranked = x.lanes(Axis(axis)).into_iter().map(|lane| {
-            let mut order: Vec<usize> = (0..lane.len()).collect();
-            order.sort_by(|&i, &j| compare(lane[i], lane[j]));
-            order
-        });
-        ranked.collect()
+        zero: T,
+        add: impl Fn(T, T) -> T,
+    ) {
+        let exclusive = ctx.attrs.bool("exclusive", false);
+        for mut lane in x.lanes_mut(Axis(axis)) {
+            if ctx.attrs.bool("reverse", false) {
+                lane.invert_axis(Axis(0));
+            }
+            let mut sum = zero;
+            for value in lane {
+                let before = sum;
+                sum = add(sum, *value);
+                *value = if exclusive { before } else { sum };
+            }
+        }
     }
-    Ok(if x.dtype().is_float() {
-        lanes(&x.to_array_f64()?.view(), axis, falling)
-    } else {
-        lanes(&x.to_array_i64()?.view(), axis, |a, b| b.cmp(&a))
-    })
-}
-
-/// Index of the greatest.
-pub fn eval_argmax(ctx: &EvalCtx) -> Evaluated {
-    let x = ctx.operands[0];
+    let (x, ty) = (ctx.operands[0], &ctx.results[0]);
     let axis = eval_axis(ctx, x.shape().len())?;
-    let mut best = Vec::new();
-    for order in ranked(x, axis)? {
-        match order.first() {
-            Some(&i) => best.push(i as i64),
-            None => return Err(EvalError(format!("axis {axis} of {} is empty", x.ty()))),
-        }
+    if x.dtype().is_float() {
+        let mut values = x.to_array_f64()?;
+        run(ctx, &mut values, axis, 0.0, |a, b| a + b);
+        return Ok(vec![Tensor::from_array(ty.dtype, &values)?]);
     }
-    Ok(vec![Tensor::from_i64(DType::I32, &ctx.results[0].shape, &best)?])
-}
-
-/// The k greatest and their indices.
-pub fn eval_top_k(ctx: &EvalCtx) -> Evaluated {
-    let x = ctx.operands[0];
-    let (Some(&len), Ok(k)) = (x.shape().last(), usize::try_from(ctx.attrs.int("k", 0))) else {
-        return Err(EvalError("top_k needs an axis and a positive k".to_owned()));
-    };
-    if k > len {
-        return Err(EvalError(format!("k = {k} is more than the last axis of {}", x.ty())));
-    }
-    let size = x.dtype().block_bytes();
-    let (mut values, mut indices) = (Vec::new(), Vec::new());
-    for (lane, order) in ranked(x, x.shape().len() - 1)?.into_iter().enumerate() {
-        for &i in &order[..k] {
-            let at = (lane * len + i) * size;
-            values.extend_from_slice(&x.bytes()[at..at + size]);
-            indices.push(i as i64);
-        }
-    }
-    Ok(vec![
-        Tensor::new(ctx.results[0].clone(), values)?,
-        Tensor::from_i64(DType::I32, &ctx.results[1].shape, &indices)?,
-    ])
+    let mut values = x.to_array_i64()?;
+    run(ctx, &mut values, axis, 0, i64::wrapping_add);
+    let values: Vec<i64> = values.into_iter().collect();
+    Ok(vec![Tensor::from_i64(ty.dtype, &ty.shape, &values)?])
 }

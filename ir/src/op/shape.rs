@@ -5,11 +5,12 @@
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 
 use super::InferCtx;
+use super::reduce::axes_mask;
 use crate::attr::Attr;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::tensor::{ConcreteType, EvalCtx, EvalError, Evaluated, Tensor, reserve};
-use crate::types::{MAX_RANK, Shape, TensorType};
+use crate::types::{Shape, TensorType};
 
 type Types = Result<Vec<TensorType>, String>;
 
@@ -142,24 +143,44 @@ pub fn infer_concat(ctx: &InferCtx) -> Types {
     Ok(vec![TensorType::with_shape(first.dtype, shape)])
 }
 
-/// The table's shape with the axis replaced by the indices' shape.
-pub fn infer_gather(ctx: &InferCtx) -> Types {
-    let (table, indices) = (ctx.operands[0], ctx.operands[1]);
-    if !matches!(indices.dtype, DType::I32 | DType::I64) {
-        return Err(format!("expected i32 or i64 indices, found {indices}"));
+/// Grown by the padding.
+pub fn infer_pad(ctx: &InferCtx) -> Types {
+    let x = ctx.operands[0];
+    if x.dtype.is_quantized() {
+        return Err(format!("cannot pad the quantised {x}"));
     }
-    let axis = axis_of(ctx, &table.shape)?;
-    if table.dtype.is_quantized() && axis + 1 == table.rank() {
-        return Err(format!("cannot gather single elements out of the blocks of {table}"));
+    let low = ctx.attrs.ints("low").unwrap_or_default();
+    let high = ctx.attrs.ints("high").unwrap_or_default();
+    if [low.len(), high.len()] != [x.rank(); 2] {
+        return Err(format!("low and high need one entry for each of {} axes", x.rank()));
     }
-    let mut dims = table.shape.0[..axis].to_vec();
-    dims.extend_from_slice(&indices.shape.0);
-    dims.extend_from_slice(&table.shape.0[axis + 1..]);
-    if dims.len() > MAX_RANK {
-        return Err(format!("the result has more than {MAX_RANK} axes"));
+    let mut dims = Vec::with_capacity(x.rank());
+    for (axis, dim) in x.shape.0.iter().enumerate() {
+        let amount = |n: i64| {
+            let bytes = u64::try_from(n).ok();
+            bytes.ok_or_else(|| format!("cannot pad axis {axis} by {n}; `slice` makes it shorter"))
+        };
+        let (low, high) = (amount(low[axis])?, amount(high[axis])?);
+        let more = low.checked_add(high).filter(|&n| n <= i64::MAX as u64);
+        let more = more.ok_or_else(|| format!("the padding of axis {axis} overflows"))?;
+        dims.push(dim + &Dim::new(more));
     }
-    let dtype = if table.dtype.is_quantized() { DType::F32 } else { table.dtype };
-    Ok(vec![TensorType::with_shape(dtype, Shape(dims))])
+    Ok(vec![TensorType::with_shape(x.dtype, Shape(dims))])
+}
+
+/// The operand's type; each axis named once.
+pub fn infer_flip(ctx: &InferCtx) -> Types {
+    let x = ctx.operands[0];
+    if x.dtype.is_quantized() {
+        return Err(format!("cannot flip the quantised {x}"));
+    }
+    axes_mask(ctx, &x.shape)?;
+    Ok(vec![x.clone()])
+}
+
+/// The operands' types.
+pub fn infer_identity(ctx: &InferCtx) -> Types {
+    Ok(ctx.operands.iter().map(|&x| x.clone()).collect())
 }
 
 /// A tensor's elements as byte arrays of their width, without copying.
@@ -205,6 +226,15 @@ macro_rules! by_width {
     };
 }
 
+/// `x` broadcast to the shape of `ty`, as an array of its own.
+fn broadcast_array<const N: usize>(
+    x: &Tensor,
+    ty: &ConcreteType,
+) -> Result<ArrayD<[u8; N]>, EvalError> {
+    let wide = broadcast_to(x, ty)?;
+    Ok(view::<N>(&wide)?.to_owned())
+}
+
 /// `x` broadcast to the shape of `ty`.
 pub(super) fn broadcast_to(x: &Tensor, ty: &ConcreteType) -> Result<Tensor, EvalError> {
     by_width!(x.dtype(), N => {
@@ -229,21 +259,22 @@ pub(super) fn eval_axis(ctx: &EvalCtx, rank: usize) -> Result<usize, EvalError> 
     axis_index(ctx.attrs.int("axis", 0), rank)
 }
 
-/// One value everywhere; a number that the element type cannot hold is rounded as by `cast` from
-/// a float.
-pub fn eval_splat(ctx: &EvalCtx) -> Evaluated {
-    let ty = &ctx.results[0];
+/// The attribute `value` as a scalar of `ty`'s element type, rounded as by `cast` from a float.
+fn one(ctx: &EvalCtx, ty: &ConcreteType) -> Result<Tensor, EvalError> {
     if ty.dtype.is_quantized() {
         return Err(EvalError(format!("cannot fill the quantised {ty}")));
     }
     match ctx.attrs.get("value") {
         // An i64 beyond 2^53 has no f64.
-        Some(Attr::Int(v)) if ty.dtype == DType::I64 => {
-            let one = Tensor::scalar_i64(*v);
-            Ok(vec![broadcast_to(&one, ty)?])
-        }
-        _ => Ok(vec![Tensor::splat(ty.dtype, &ty.shape, ctx.attrs.float("value", 0.0))?]),
+        Some(Attr::Int(v)) if ty.dtype == DType::I64 => Ok(Tensor::scalar_i64(*v)),
+        _ => Ok(Tensor::splat(ty.dtype, &[], ctx.attrs.float("value", 0.0))?),
     }
+}
+
+/// One value everywhere.
+pub fn eval_splat(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    Ok(vec![broadcast_to(&one(ctx, ty)?, ty)?])
 }
 
 /// The index along the axis.
@@ -319,38 +350,40 @@ pub fn eval_concat(ctx: &EvalCtx) -> Evaluated {
     Ok(vec![result])
 }
 
-/// Rows (or planes) of the table by index; out of quantised tables as f32.
-pub fn eval_gather(ctx: &EvalCtx) -> Evaluated {
-    let (table, indices, ty) = (ctx.operands[0], ctx.operands[1], &ctx.results[0]);
-    let axis = eval_axis(ctx, table.shape().len())?;
-    let length = table.shape()[axis];
-    let outer: usize = table.shape()[..axis].iter().product();
-    let inner: usize = table.shape()[axis + 1..].iter().product();
-    let mut picks = Vec::with_capacity(indices.numel());
-    for i in indices.to_i64_vec()? {
-        let pick = usize::try_from(i).ok().filter(|&i| i < length);
-        picks.push(pick.ok_or_else(|| {
-            EvalError(format!("index {i} is out of range for axis {axis} of {}", table.ty()))
-        })?);
-    }
-    let size = ty.row_major_bytes().unwrap_or(usize::MAX);
-    let mut bytes: Vec<u8> =
-        reserve(size).ok_or_else(|| EvalError(format!("no memory for {ty}")))?;
-    let block = (table.dtype().block_len(), table.dtype().block_bytes());
-    let plane_bytes = inner / block.0 * block.1;
-    for o in 0..outer {
-        for &i in &picks {
-            let at = (o * length + i) * plane_bytes;
-            let plane = &table.bytes()[at..at + plane_bytes];
-            if table.dtype().is_quantized() {
-                let mut row = vec![0f32; inner];
-                crate::quant::dequantize(table.dtype(), plane, &mut row)
-                    .map_err(|e| EvalError(e.to_string()))?;
-                bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
-            } else {
-                bytes.extend_from_slice(plane);
-            }
+/// Surrounded by one value.
+pub fn eval_pad(ctx: &EvalCtx) -> Evaluated {
+    let (x, ty) = (ctx.operands[0], &ctx.results[0]);
+    let low = ctx.attrs.ints("low").unwrap_or_default();
+    let fill = one(ctx, ty)?;
+    let result = by_width!(x.dtype(), N => {
+        let mut out = broadcast_array::<N>(&fill, ty)?;
+        let mut inside = out.view_mut();
+        for (axis, &length) in x.shape().iter().enumerate() {
+            let start = low.get(axis).copied().unwrap_or_default() as isize;
+            let part = Slice::new(start, Some(start + length as isize), 1);
+            inside.slice_axis_inplace(Axis(axis), part);
         }
-    }
-    Ok(vec![Tensor::new(ty.clone(), bytes)?])
+        inside.assign(&view::<N>(x)?);
+        collect(ty, out.view())
+    })?;
+    Ok(vec![result])
+}
+
+/// Axes backwards.
+pub fn eval_flip(ctx: &EvalCtx) -> Evaluated {
+    let x = ctx.operands[0];
+    let axes = ctx.attrs.ints("axes").unwrap_or_default();
+    let result = by_width!(x.dtype(), N => {
+        let mut array = view::<N>(x)?;
+        for &axis in axes {
+            array.invert_axis(Axis(axis_index(axis, x.shape().len())?));
+        }
+        collect(&ctx.results[0], array)
+    })?;
+    Ok(vec![result])
+}
+
+/// The operands.
+pub fn eval_identity(ctx: &EvalCtx) -> Evaluated {
+    Ok(ctx.operands.iter().map(|&x| x.clone()).collect())
 }

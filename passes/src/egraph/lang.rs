@@ -65,13 +65,17 @@ impl Node {
     /// not look into it.
     pub fn of(func: &Func, inst: &Inst, class: impl Fn(ValueId) -> Id) -> Option<Self> {
         let ([result], None) = (inst.results.as_slice(), &inst.symbol) else { return None };
-        if inst.operands.iter().any(|o| o.donated) {
+        if inst.op == Op::Barrier || inst.operands.iter().any(|o| o.donated) {
             return None;
         }
         let declared = match inst.op {
-            Op::Splat | Op::Iota | Op::Cast | Op::Reshape | Op::Broadcast | Op::Pack => {
-                vec![func.ty(*result).clone()]
-            }
+            Op::Splat
+            | Op::Iota
+            | Op::Cast
+            | Op::Quantize
+            | Op::Reshape
+            | Op::Broadcast
+            | Op::Pack => vec![func.ty(*result).clone()],
             _ => Vec::new(),
         };
         let children = inst.inputs().map(class).collect();
