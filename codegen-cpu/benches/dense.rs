@@ -37,7 +37,8 @@ fn matmul(c: &mut Criterion) {
                     for p in 0..gemm::panels(isa, N) {
                         gemm::pack_columns(isa, &b, N, N, p, packed.as_mut_ptr());
                     }
-                    gemm::matmul(isa, a, 0..N, (&packed, N), out.as_mut_ptr(), &mut scratch);
+                    let c = (out.as_mut_ptr(), N);
+                    gemm::matmul(isa, a, 0..N, (&packed, N), c, &mut scratch);
                 }
             });
         });

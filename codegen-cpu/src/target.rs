@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 
 use crate::kernels::attention::Attention;
 use crate::kernels::isa::Isa;
-use crate::lower::product;
+use crate::lower::{conv, matmul, order, product, reduce};
 
 /// Main memory bytes per second and core that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 13e9;
@@ -72,7 +72,8 @@ impl Target for CpuTarget {
                 .map(|d| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64)
                 .product::<f64>()
         };
-        if matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota) {
+        let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
+        if free || matches!(op, Op::StopGradient | Op::Barrier) {
             return Cost::default();
         }
         let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
@@ -85,6 +86,13 @@ impl Target for CpuTarget {
                 out * operands.first().map_or(1.0, |x| last(x))
             }
             Op::MatmulGated => 2.0 * out * operands.first().map_or(1.0, |x| last(x)),
+            // Every result reads a kernel's channels: the weights but for their output channels.
+            Op::Conv => {
+                let channels = |w: &TensorType| {
+                    w.shape.0[0].eval(|s| Some(sizes(s))).unwrap_or(1).max(1) as f64
+                };
+                out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
+            }
             _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
         };
         // A product prepares its left operand in a step of its own.
@@ -109,12 +117,24 @@ impl Target for CpuTarget {
     ) -> u64 {
         let types: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
         let max = |d: &aether_ir::Dim| d.upper_bound(symbols).unwrap_or(0) as usize;
+        let machine = (self.isa, self.threads);
+        if let (Op::Matmul, [x, w]) = (inst.op, &types[..])
+            && let Some(bytes) = matmul::scratch_bytes(inst, (x, w), symbols, machine)
+        {
+            return bytes;
+        }
         match inst.op {
             Op::Matmul if !inst.attrs.bool("transpose_b", false) => {
                 match types[1].shape.0.as_slice() {
                     [k, n] => product::plain_scratch_bytes(self.isa, self.threads, max(k), max(n)),
                     _ => 0,
                 }
+            }
+            Op::Conv => conv::scratch_bytes(inst, (types[0], types[1]), symbols, machine),
+            Op::Sort | Op::TopK => order::scratch_bytes(inst, types[0], symbols, self.threads),
+            Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin => {
+                let out = inst.results.first().map(|&r| func.ty(r));
+                out.map_or(0, |out| reduce::scratch_bytes(inst, out, symbols))
             }
             Op::Matmul | Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => {
                 let x = types[0];
@@ -150,6 +170,7 @@ impl Target for CpuTarget {
     fn in_place(&self, op: Op, operand: usize) -> bool {
         match op {
             Op::RmsNorm | Op::LayerNorm | Op::Rope | Op::Softmax | Op::LogSoftmax => operand == 0,
+            Op::Cumsum | Op::ScatterAdd => operand == 0,
             Op::Neg | Op::Abs | Op::Relu | Op::Sqrt | Op::Rsqrt | Op::Exp | Op::Log | Op::Sin => {
                 true
             }

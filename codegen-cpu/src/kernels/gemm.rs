@@ -18,6 +18,10 @@ use super::tile::{Start, dots, tiles};
 const DEPTH: usize = 384;
 /// Distance of rows in the widened block, off the powers of two that share cache sets.
 const BLOCK_ROW: usize = DEPTH + 16;
+/// Register tiles of rows that [`matmul`] takes through a panel before the next one: so many rows
+/// of a block stay in the second-level cache, and a panel comes from memory once for all of them.
+const STRIPS: usize = 8;
+
 /// Columns of a full panel.
 fn width(g: Geometry) -> usize {
     g.vectors * g.lanes
@@ -41,7 +45,8 @@ pub fn packed_len(isa: Isa, n: usize, k: usize) -> usize {
 /// f32 elements of scratch that one worker needs for [`linear`] or [`matmul`] with `n` columns.
 pub fn scratch_len(isa: Isa, n: usize) -> usize {
     let g = simd::geometry(isa);
-    g.rows * (BLOCK_ROW + n.next_multiple_of(g.lanes))
+    let linear = g.rows * (BLOCK_ROW + n.next_multiple_of(g.lanes));
+    linear.max(g.rows * (STRIPS * BLOCK_ROW + width(g)))
 }
 
 /// Whether [`linear`] over panels beats [`gemv`] for this many tokens.
@@ -53,6 +58,12 @@ pub fn wants_panels(isa: Isa, tokens: usize) -> bool {
 fn panel(g: Geometry, n: usize, k: usize, p: usize) -> (usize, usize, usize) {
     let first = p * width(g);
     (first * k, first, (n - first).next_multiple_of(g.lanes).min(width(g)))
+}
+
+/// Where panel `p` of `n` columns of depth `k` begins, its first column and how many columns it
+/// has, those beyond `n` included: element (i, j) of it stands at `begin + i · width + j`.
+pub(super) fn panel_place(isa: Isa, n: usize, k: usize, p: usize) -> (usize, usize, usize) {
+    panel(simd::geometry(isa), n, k, p)
 }
 
 /// Packs panel `p` of the columns x[0], …, x[n−1], each a *row* of `x` (`[n, k]` row-major): the
@@ -212,6 +223,78 @@ dispatch! {
         scratch: *mut f32) = product_body
 }
 
+/// c(r, c) = Σ_k a[r][k] · panel(k, c), c row-major: blocks of rows and of the depth, the sums in c
+/// itself (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
+#[inline(always)]
+unsafe fn matmul_body<S: Simd>(
+    s: Shape,
+    a: *const f32,
+    packed: *const f32,
+    out: *mut f32,
+    scratch: *mut f32,
+) {
+    let l = S::LANES;
+    let n_pad = s.n.next_multiple_of(l);
+    let ldc = s.out_step.0;
+    // SAFETY: as in `product_body`; tiles that reach beyond the rows or columns go through the
+    // strip.
+    unsafe {
+        let (block, strip) = (scratch, scratch.add(STRIPS * S::MR * BLOCK_ROW));
+        let mut r = s.rows.0;
+        while r < s.rows.1 {
+            let live = (s.rows.1 - r).min(STRIPS * S::MR);
+            let mut k0 = 0;
+            // An empty sum still has to be stored as zero.
+            while k0 < s.k || k0 == 0 {
+                let depth = (s.k - k0).min(DEPTH);
+                for i in 0..live.next_multiple_of(S::MR) {
+                    let to = block.add(i * BLOCK_ROW);
+                    if i < live {
+                        std::ptr::copy_nonoverlapping(a.add((r + i) * s.k + k0), to, depth);
+                    } else {
+                        std::ptr::write_bytes(to, 0, depth);
+                    }
+                }
+                let start = if k0 == 0 { Start::Zero } else { Start::Sum };
+                let mut first = 0;
+                while first < n_pad {
+                    let width = (n_pad - first).min(S::NV * l);
+                    let b = (packed.add(first * s.k + k0 * width), width);
+                    let filled = width.min(s.n - first);
+                    let mut i = 0;
+                    while i < live {
+                        let rows = (live - i).min(S::MR);
+                        let a = (block.add(i * BLOCK_ROW).cast_const(), BLOCK_ROW, 1);
+                        let to = out.add((r + i) * ldc + first);
+                        let size = (S::MR, width / l);
+                        if rows == S::MR && filled == width {
+                            tiles::<S>(start, depth, size, a, b, (to, ldc));
+                        } else {
+                            tiles::<S>(Start::Zero, depth, size, a, b, (strip, width));
+                            for row in 0..rows {
+                                for j in 0..filled {
+                                    let (to, sum) =
+                                        (to.add(row * ldc + j), strip.add(row * width + j));
+                                    *to = if k0 == 0 { *sum } else { *to + *sum };
+                                }
+                            }
+                        }
+                        i += S::MR;
+                    }
+                    first += width;
+                }
+                k0 += DEPTH;
+            }
+            r += live;
+        }
+    }
+}
+
+dispatch! {
+    unsafe fn blocked(isa; s: Shape, a: *const f32, packed: *const f32, out: *mut f32,
+        scratch: *mut f32) = matmul_body
+}
+
 /// A matrix of `rows × k` elements in f32, f16 or bf16, row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a, E> {
@@ -253,11 +336,11 @@ pub unsafe fn linear<E: Load>(
     }
 }
 
-/// `c[i, j] = Σ_k a[i, k] · b[k, j]` for the rows i in `range` and `n` columns, where `packed`
-/// holds b in panels ([`pack_columns`]) and `c` is row-major `[rows, n]`.
+/// `c[i · c_row + j] = Σ_k a[i, k] · b[k, j]` for the rows i in `range` and `n` columns, where
+/// `packed` holds b in panels ([`pack_columns`]).
 ///
 /// # Safety
-/// `c` covers the rows named, and no other thread touches them.
+/// `c` covers the places named, and no other thread touches them.
 ///
 /// # Panics
 /// As [`linear`].
@@ -266,16 +349,16 @@ pub unsafe fn matmul(
     a: Weights<'_, f32>,
     range: Range<usize>,
     (packed, n): (&[f32], usize),
-    c: *mut f32,
+    (c, c_row): (*mut f32, usize),
     scratch: &mut [f32],
 ) {
     a.check(&range);
     assert!(packed.len() >= packed_len(isa, n, a.k), "panels are shorter than their shape");
     assert!(scratch.len() >= scratch_len(isa, n), "scratch is too short");
-    let s = Shape { rows: (range.start, range.end), n, k: a.k, out_step: (n, 1) };
+    let s = Shape { rows: (range.start, range.end), n, k: a.k, out_step: (c_row, 1) };
     // SAFETY: checked, and the caller's promise on `c`.
     unsafe {
-        product::<f32>(isa, s, a.data.as_ptr(), packed.as_ptr(), c, scratch.as_mut_ptr());
+        blocked(isa, s, a.data.as_ptr(), packed.as_ptr(), c, scratch.as_mut_ptr());
     }
 }
 

@@ -5,17 +5,23 @@
 
 pub mod act_quant;
 pub mod attention;
+pub mod conv;
 pub mod convert;
 pub mod elementwise;
 pub mod gemm;
 pub mod isa;
 mod math;
 pub mod norm;
+pub mod order;
 pub mod packed;
 pub mod qmatmul;
+pub mod reduce;
 pub mod rope;
+pub mod scan;
 mod simd;
 pub mod softmax;
+pub mod strided;
 mod tile;
+pub mod window;
 
 pub use simd::Load;

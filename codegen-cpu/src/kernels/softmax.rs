@@ -1,4 +1,4 @@
-//! Softmax and its relatives over one row, and the best entries of a row.
+//! Softmax and its relatives over rows and columns, and the best entries of a row.
 
 use super::isa::Isa;
 use super::math;
@@ -122,6 +122,68 @@ unsafe fn log_softmax_body<S: Simd>(x: *mut f32, n: usize, scale: f32, cap: Opti
             i += 1;
         }
     }
+}
+
+/// Columns that [`columns`] takes at once.
+pub const COLUMNS: usize = 64;
+
+#[inline(always)]
+unsafe fn columns_body<S: Simd>(
+    x: *const f32,
+    y: *mut f32,
+    (len, stride, columns): (usize, usize, usize),
+    log: bool,
+) {
+    let columns = columns.min(COLUMNS);
+    let mut top = [f32::NEG_INFINITY; COLUMNS];
+    let mut sum = [0f32; COLUMNS];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in 0..len {
+            for (j, top) in top[..columns].iter_mut().enumerate() {
+                let v = *x.add(i * stride + j);
+                // NaN stays.
+                *top = if v > *top || v.is_nan() { v } else { *top };
+            }
+        }
+        for i in 0..len {
+            let mut e = [0f32; COLUMNS];
+            for j in 0..columns {
+                e[j] = *x.add(i * stride + j) - top[j];
+            }
+            let mut j = 0;
+            while j < columns {
+                let v = S::load(e.as_ptr().add(j));
+                S::store(e.as_mut_ptr().add(j), math::exp::<S>(v));
+                j += S::LANES;
+            }
+            for j in 0..columns {
+                sum[j] += e[j];
+                if !log {
+                    *y.add(i * stride + j) = e[j];
+                }
+            }
+        }
+        if log {
+            sum[..columns].iter_mut().for_each(|sum| *sum = sum.ln());
+        }
+        for i in 0..len {
+            for j in 0..columns {
+                let at = i * stride + j;
+                *y.add(at) = if log { *x.add(at) - top[j] - sum[j] } else { *y.add(at) / sum[j] };
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Softmax, or its logarithm, of `columns` (at most [`COLUMNS`]) columns of `len` elements
+    /// whose rows lie `stride` apart. `y` may be `x`.
+    ///
+    /// # Safety
+    /// The pointers cover what the shape names and either coincide or do not overlap.
+    pub unsafe fn columns(isa; x: *const f32, y: *mut f32, shape: (usize, usize, usize), log: bool)
+        = columns_body
 }
 
 dispatch! { unsafe fn softmax_raw(isa; x: *mut f32, n: usize, scale: f32, cap: Option<f32>)

@@ -5,13 +5,20 @@
 //! exactly when that overlaps with what ran since the last barrier.
 
 pub(crate) mod access;
-mod dense;
+pub(crate) mod conv;
 mod elementwise;
+mod index;
 mod llm;
 mod load;
+pub(crate) mod matmul;
+mod movement;
+pub(crate) mod order;
 pub(crate) mod product;
+pub(crate) mod reduce;
 mod reference;
+mod softmax;
 mod steps;
+mod window;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -303,14 +310,26 @@ impl<'a> Lower<'a> {
         let site = Site { inst, inputs, outputs, scratch, label };
         let lowered = match inst.op {
             op if elementwise::handles(op) => elementwise::lower(self, &site),
-            Op::Reshape | Op::Broadcast | Op::Gather | Op::Concat => dense::lower(self, &site),
-            Op::Softmax | Op::LogSoftmax | Op::Argmax | Op::TopK => dense::lower(self, &site),
+            Op::Reshape | Op::Broadcast | Op::Transpose | Op::Slice | Op::Concat | Op::Pad => {
+                movement::lower(self, &site)
+            }
+            Op::Flip | Op::Splat | Op::StopGradient | Op::Barrier => movement::lower(self, &site),
+            Op::Gather | Op::ScatterAdd | Op::RngBits | Op::Quantize => index::lower(self, &site),
+            Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin => {
+                reduce::lower(self, &site)
+            }
+            Op::Argmax | Op::TopK | Op::Sort | Op::Cumsum => order::lower(self, &site),
+            Op::WindowSum | Op::WindowMax => window::lower(self, &site),
+            Op::Conv => conv::lower(self, &site),
+            Op::Softmax | Op::LogSoftmax => softmax::lower(self, &site),
             Op::RmsNorm | Op::LayerNorm | Op::Rope | Op::Attention | Op::KvAppend => {
                 llm::lower(self, &site)
             }
-            Op::Matmul | Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => {
-                product::lower(self, &site)
-            }
+            Op::Matmul => match matmul::lower(self, &site) {
+                Ok(false) => product::lower(self, &site),
+                lowered => lowered,
+            },
+            Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => product::lower(self, &site),
             _ => Ok(false),
         };
         let error = |message| CompileError::Op { func: f.func.name.clone(), op: inst.op, message };

@@ -431,7 +431,7 @@ fn plain_matmul(lower: &mut Lower, site: &Site) -> Lowered {
                 let c = ctx.ptr(c_loc).cast::<f32>();
                 let rows_per_claim = m.div_ceil(work.count * 4).next_multiple_of(8);
                 work.chunks(m, rows_per_claim, |r| {
-                    gemm::matmul(isa, weights, r, (panels, n), c, own);
+                    gemm::matmul(isa, weights, r, (panels, n), (c, n), own);
                 });
             }
         }),

@@ -93,7 +93,7 @@ fn general_products() {
                     gemm::pack_columns(isa, &b, n, k, p, packed.as_mut_ptr());
                 }
                 let a = Weights { data: &a, rows: m, k };
-                gemm::matmul(isa, a, 0..m, (&packed, n), c.as_mut_ptr(), &mut scratch);
+                gemm::matmul(isa, a, 0..m, (&packed, n), (c.as_mut_ptr(), n), &mut scratch);
             }
             assert_close(&c, &want, 1e-6 * (k as f64 + 1.0).sqrt(), &format!("{m}x{k}x{n} {isa}"));
         }
