@@ -184,8 +184,14 @@ fn kernels_equal_the_oracle() {
         if packed || !ORACLE.contains(&name) {
             continue;
         }
-        let (op, attrs): (Op, Attrs) = (name.parse().unwrap(), attrs(&case["attrs"]));
+        let (op, mut attrs): (Op, Attrs) = (name.parse().unwrap(), attrs(&case["attrs"]));
         let operands: Vec<Tensor> = list("operands").map(tensor).collect();
+        if let (Op::Slice, Some(limits)) = (op, attrs.ints("limits")) {
+            // A whole axis is written so when its length is a symbol; here it is a number.
+            let whole = |(&limit, &n): (&i64, &usize)| if limit == -1 { n as i64 } else { limit };
+            let limits = limits.iter().zip(operands[0].shape()).map(whole).collect::<Vec<_>>();
+            attrs = attrs.with("limits", limits);
+        }
         if left_out(op, &operands) {
             continue;
         }
