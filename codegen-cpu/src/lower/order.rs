@@ -22,7 +22,8 @@ pub(crate) fn scratch_bytes(
 ) -> u64 {
     let axis = if inst.op == Op::TopK { -1 } else { inst.attrs.int("axis", 0) };
     let len = x.shape.axis(axis).map_or(0, |i| max_count(&x.shape.0[i..=i], symbols));
-    (len.saturating_mul(ENTRY).next_multiple_of(64)).saturating_mul(threads) as u64
+    // An empty axis has its room too: scratch of no bytes is none.
+    len.max(1).saturating_mul(ENTRY).next_multiple_of(64).saturating_mul(threads) as u64
 }
 
 /// The axes before, along and behind an op's axis.

@@ -11,6 +11,11 @@ use crate::kernels::strided::MAX_AXES;
 /// Results above which a reduction is never split within results.
 const FEW: usize = 1 << 14;
 
+/// Room for the parts of so many results, in wide numbers; some even for none.
+fn part_bytes(results: usize) -> usize {
+    results.max(1) * PARTS * 8
+}
+
 /// Scratch bytes of a reduction, for the planner: room for the parts of a few results.
 pub(crate) fn scratch_bytes(
     inst: &Inst,
@@ -22,7 +27,7 @@ pub(crate) fn scratch_bytes(
         inst.op,
         Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin
     );
-    if reduces && results <= FEW { (results * PARTS * 8) as u64 } else { 0 }
+    if reduces && results <= FEW { part_bytes(results) as u64 } else { 0 }
 }
 
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
@@ -102,7 +107,7 @@ fn emit<F: Fold>(lower: &mut Lower, site: &Site) -> Lowered {
     }
     // Whether parts are needed is known only with the lengths: the second step then finds
     // nothing to do.
-    let scratch = site.scratch(results * PARTS * 8)?;
+    let scratch = site.scratch(part_bytes(results))?;
     let again = plan.clone();
     lower.emit(
         &site.label,
