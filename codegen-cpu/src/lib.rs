@@ -4,6 +4,7 @@
 //! [`Workspace`] and a [`Pool`](pool::Pool) run. [`CpuTarget`] is what the passes ask. Kernels
 //! ([`kernels`]) pick their instruction set at run time.
 
+mod claims;
 pub mod kernels;
 mod lower;
 pub mod pool;

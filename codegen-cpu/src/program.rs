@@ -3,13 +3,14 @@
 //! Every worker of the pool walks the whole list; a step splits its work among them, and a barrier
 //! stands before a step only where it depends on an earlier one. Running allocates nothing.
 
-use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aether_ir::plan::ALIGNMENT;
 use aether_ir::{SymbolRange, TensorType};
 
+use crate::claims::Claims;
+pub(crate) use crate::claims::Work;
 use crate::pool::{Pool, Worker};
 use crate::size::SymbolTable;
 
@@ -64,58 +65,16 @@ impl RunCtx<'_> {
     }
 }
 
-/// A worker's share of one step.
-pub(crate) struct Work<'a> {
-    /// This worker, and how many there are.
-    pub index: usize,
-    pub count: usize,
-    claimed: &'a AtomicUsize,
-}
-
-impl Work<'_> {
-    /// Calls `each` with ranges that together cover `0..n` over all workers, `chunk` long each:
-    /// whoever is free takes the next.
-    pub fn chunks(&self, n: usize, chunk: usize, mut each: impl FnMut(Range<usize>)) {
-        if self.count == 1 {
-            if n > 0 {
-                each(0..n);
-            }
-            return;
-        }
-        let chunk = chunk.max(1);
-        loop {
-            let start = self.claimed.fetch_add(chunk, Ordering::Relaxed);
-            if start >= n {
-                return;
-            }
-            each(start..n.min(start + chunk));
-        }
-    }
-
-    /// Calls `each` with ranges covering `0..n`, some `per_worker` for each worker.
-    pub fn split(&self, n: usize, per_worker: usize, each: impl FnMut(Range<usize>)) {
-        self.chunks(n, n.div_ceil(self.count * per_worker), each);
-    }
-
-    /// Whether this worker does what one worker must do alone.
-    pub fn is_first(&self) -> bool {
-        self.index == 0
-    }
-}
-
 /// A prepared closure, run by every worker.
 pub(crate) type Kernel = Box<dyn Fn(&RunCtx, &Work) + Send + Sync>;
-
-/// A claim counter on a cache line of its own.
-#[repr(align(64))]
-#[derive(Default)]
-struct Counter(AtomicUsize);
 
 /// One step of a program.
 pub(crate) struct Step {
     pub run: Kernel,
     /// Whether all workers must have finished the steps before.
     pub barrier: bool,
+    /// Position among the steps since the last barrier, which may run at the same time.
+    pub slot: usize,
     /// Index into [`Program::labels`].
     pub label: usize,
 }
@@ -134,6 +93,8 @@ pub struct Program {
     /// For each result the parameter whose buffer it takes over.
     pub(crate) result_aliases: Vec<Option<usize>>,
     pub(crate) frame_bytes: usize,
+    /// Workers that scratch and claims are laid out for.
+    pub(crate) threads: usize,
     /// Labels of steps that run by the reference interpreter.
     pub(crate) by_reference: Vec<String>,
     pub(crate) constant_bytes: u64,
@@ -167,6 +128,8 @@ pub enum RunError {
     NotWritable { index: usize },
     #[error("{symbol} = {value} is outside the declared range {min}..={max}")]
     Range { symbol: String, value: usize, min: u64, max: u64 },
+    #[error("compiled for {compiled} workers, but the pool has {found}")]
+    Workers { compiled: usize, found: usize },
     #[error("{0}")]
     Pool(String),
     #[error("`{step}`: {message}")]
@@ -181,7 +144,7 @@ pub struct Workspace {
     bases: Vec<*mut u8>,
     symbols: Vec<usize>,
     bound: Vec<bool>,
-    counters: Vec<Counter>,
+    claims: Claims,
     message: Mutex<String>,
 }
 
@@ -227,6 +190,7 @@ impl Program {
             results.push(AlignedBytes::zeroed(bytes as usize));
         }
         let bases = 1 + self.params.len() + self.results.len();
+        let slots = self.steps.iter().map(|s| s.slot + 1).max().unwrap_or(0);
         Workspace {
             arena: AlignedBytes::zeroed(self.frame_bytes),
             results,
@@ -234,7 +198,7 @@ impl Program {
             bases: vec![std::ptr::null_mut(); bases],
             symbols: vec![0; self.symbols.len()],
             bound: vec![false; self.symbols.len()],
-            counters: self.steps.iter().map(|_| Counter::default()).collect(),
+            claims: Claims::new(self.threads, slots),
             message: Mutex::new(String::new()),
         }
     }
@@ -292,10 +256,11 @@ impl Program {
         ws: &mut Workspace,
         args: &mut [Arg<'_>],
     ) -> Result<(), RunError> {
-        self.bind(ws, args)?;
-        for counter in &ws.counters {
-            counter.0.store(0, Ordering::Relaxed);
+        if pool.threads() > self.threads {
+            return Err(RunError::Workers { compiled: self.threads, found: pool.threads() });
         }
+        self.bind(ws, args)?;
+        let first_step = ws.claims.begin(self.steps.len());
         let failed = AtomicBool::new(false);
         let failed_step = AtomicUsize::new(usize::MAX);
         let ctx = RunCtx {
@@ -309,11 +274,8 @@ impl Program {
                 if step.barrier {
                     worker.barrier();
                 }
-                let work = Work {
-                    index: worker.index(),
-                    count: worker.count(),
-                    claimed: &ws.counters[i].0,
-                };
+                let number = first_step.wrapping_add(i as u32);
+                let work = ws.claims.work(step.slot, number, worker.index(), worker.count());
                 (step.run)(&ctx, &work);
                 if failed.load(Ordering::Relaxed) {
                     failed_step.fetch_min(i, Ordering::Relaxed);

@@ -64,13 +64,6 @@ impl Session {
     /// # Errors
     /// When the arguments do not fit, or a step fails.
     pub fn run(&mut self, args: &mut [Arg<'_>]) -> Result<(), RunError> {
-        if self.pool.threads() > self.executable.threads() {
-            return Err(RunError::Pool(format!(
-                "compiled for {} workers, but the pool has {}",
-                self.executable.threads(),
-                self.pool.threads()
-            )));
-        }
         self.executable.program().run(&self.pool, &mut self.workspace, args)
     }
 

@@ -187,6 +187,7 @@ pub fn compile(
         results: func.result_types.clone(),
         result_aliases,
         frame_bytes: lower.frame_end as usize,
+        threads: opts.threads,
         by_reference: lower.by_reference,
         constant_bytes,
         _keep: keep,
@@ -373,7 +374,11 @@ impl<'a> Lower<'a> {
         let writes: Vec<Range> = writes.into_iter().flatten().collect();
         let barrier = self.hazards.step(&reads, &writes);
         self.labels.push(label.to_owned());
-        self.steps.push(Step { run, barrier, label: self.labels.len() - 1 });
+        let slot = match self.steps.last() {
+            Some(last) if !barrier => last.slot + 1,
+            _ => 0,
+        };
+        self.steps.push(Step { run, barrier, slot, label: self.labels.len() - 1 });
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) enum Fix {
 }
 
 /// A run of equal units in a block.
+#[derive(Clone, Copy)]
 pub(super) struct Field {
     /// Offset in the GGUF block.
     pub src: usize,
@@ -39,6 +40,50 @@ const fn fixed(src: usize, unit: usize, count: usize, fix: Fix) -> Field {
     Field { src, unit, count, fix }
 }
 
+/// The fields of `q3_k`: the words of third bits, which all blocks share, beside the first words of
+/// codes, so that bytes are met in the order of memory (see [`q6_k`]).
+const fn q3_k() -> [Field; 19] {
+    beside([field(108, 2, 1), field(96, 1, 12)], 0, 32, 16)
+}
+
+/// The fields of `q5_k`, its words of fifth bits as in [`q3_k`].
+const fn q5_k() -> [Field; 19] {
+    beside([field(0, 2, 2), field(4, 1, 12)], 16, 48, 32)
+}
+
+/// Two fields of scales, eight pairs of a word from `extra` and one from `codes`, and the rest of
+/// the `words` words of codes.
+const fn beside(scales: [Field; 2], extra: usize, codes: usize, words: usize) -> [Field; 19] {
+    let mut fields = [field(codes + 32, 4, words - 8); 19];
+    fields[0] = scales[0];
+    fields[1] = scales[1];
+    let mut g = 0;
+    while g < 8 {
+        fields[2 + 2 * g] = field(extra + 4 * g, 4, 1);
+        fields[3 + 2 * g] = field(codes + 4 * g, 4, 1);
+        g += 1;
+    }
+    fields
+}
+
+/// The fields of `q6_k`: scale, sub-scales, then code bytes in the order in which a product reads
+/// them. Vector `g` of four blocks (half of the 256 elements) takes one word of high bits and two
+/// of low ones; side by side they are one stream, which the machine's prefetcher follows. (Plane
+/// after plane, decoding read half as many bytes per second.)
+const fn q6_k() -> [Field; 50] {
+    let mut fields = [field(208, 2, 1); 50];
+    fields[1] = field(192, 1, 16);
+    let mut i = 0;
+    while i < 16 {
+        let (half, g) = (i / 8, i % 8);
+        fields[2 + 3 * i] = field(128 + 32 * half + 4 * g, 4, 1);
+        fields[3 + 3 * i] = field(64 * half + 4 * g, 4, 1);
+        fields[4 + 3 * i] = field(64 * half + 32 + 4 * g, 4, 1);
+        i += 1;
+    }
+    fields
+}
+
 /// The fields of a type in packed order, or `None` for a type that is not quantised.
 pub(super) fn of(dtype: DType) -> Option<&'static [Field]> {
     const Q4_0: [Field; 2] = [field(0, 2, 1), field(2, 4, 4)];
@@ -48,11 +93,10 @@ pub(super) fn of(dtype: DType) -> Option<&'static [Field]> {
     const Q8_0: [Field; 2] = [field(0, 2, 1), fixed(2, 4, 8, Fix::Flip)];
     const Q8_1: [Field; 2] = [field(0, 2, 1), fixed(4, 4, 8, Fix::Flip)];
     const Q2_K: [Field; 3] = [field(80, 2, 2), field(0, 1, 16), field(16, 4, 16)];
-    const Q3_K: [Field; 4] = [field(108, 2, 1), field(96, 1, 12), field(0, 4, 8), field(32, 4, 16)];
+    const Q3_K: [Field; 19] = q3_k();
     const Q4_K: [Field; 3] = [field(0, 2, 2), field(4, 1, 12), field(16, 4, 32)];
-    const Q5_K: [Field; 4] = [field(0, 2, 2), field(4, 1, 12), field(16, 4, 8), field(48, 4, 32)];
-    const Q6_K: [Field; 4] =
-        [field(208, 2, 1), field(192, 1, 16), field(128, 4, 16), field(0, 4, 32)];
+    const Q5_K: [Field; 19] = q5_k();
+    const Q6_K: [Field; 50] = q6_k();
     const Q8_K: [Field; 2] = [field(0, 4, 1), fixed(4, 4, 64, Fix::Flip)];
     Some(match dtype {
         DType::Q4_0 => &Q4_0,

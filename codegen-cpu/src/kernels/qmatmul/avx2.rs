@@ -155,9 +155,4 @@ impl Lanes for Avx2 {
             ]
         }
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
 }

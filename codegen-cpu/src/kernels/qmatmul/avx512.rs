@@ -101,9 +101,4 @@ impl Lanes for Avx512 {
     unsafe fn dot_wide(acc: __m512i, c: __m512i, a: *const i8) -> __m512i {
         unsafe { Self::dot(acc, c, a) }
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
 }

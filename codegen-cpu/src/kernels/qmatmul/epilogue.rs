@@ -1,6 +1,6 @@
 //! What happens to the sums of a product before they are stored.
 
-use super::{GROUP, Isa, OutPtr, QMatmulError, TILE};
+use super::{GROUP, Isa, OutPtr, QMatmulError};
 
 /// What is added to a product on its way to memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,22 +22,21 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Stores the sums of `count` tokens from `first` on, for `lanes` rows from `row` on.
+    /// Stores the sums of some tokens from `first` on, 16 per token, for `lanes` rows from `row` on.
     ///
     /// # Safety
     /// As [`qmatmul`](super::qmatmul), for these tokens and rows.
     #[inline]
     pub(super) unsafe fn store(
         &self,
-        sums: &[f32; GROUP * TILE],
+        sums: &[f32],
         row: usize,
         lanes: usize,
         first: usize,
-        count: usize,
         out: OutPtr,
     ) {
         let bias = self.bias.map(|bias| &bias[row..row + lanes]);
-        for (t, sums) in sums.as_chunks::<GROUP>().0.iter().take(count).enumerate() {
+        for (t, sums) in sums.as_chunks::<GROUP>().0.iter().enumerate() {
             let mut values = *sums;
             if let Some(bias) = bias {
                 for (v, b) in values.iter_mut().zip(bias) {

@@ -39,7 +39,24 @@ pub(crate) trait Format {
     /// # Safety
     /// As [`scales`](Self::scales).
     unsafe fn codes<S: Lanes>(p: *const u8, b: usize) -> [S::C; 8];
+
+    /// Blocks whose codes share bytes; 1 when none do.
+    const SPAN: usize = 1;
+
+    /// Unpacks vector `g` of the `SPAN` blocks from `SPAN · s` on, the bytes read once. Entries
+    /// from `SPAN` on mean nothing.
+    ///
+    /// # Safety
+    /// As [`scales`](Self::scales).
+    #[inline(always)]
+    unsafe fn span<S: Lanes>(p: *const u8, s: usize, g: usize) -> [S::C; MAX_SPAN] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::codes::<S>(p, s)[g]; MAX_SPAN] }
+    }
 }
+
+/// Most blocks that share bytes.
+pub(crate) const MAX_SPAN: usize = 4;
 
 /// Builds the eight code vectors of a block from an expression in the vector's number.
 macro_rules! vectors {
@@ -69,6 +86,15 @@ fn map(a: [u8; 16], f: impl Fn(u8) -> u8) -> [u8; 16] {
 #[inline(always)]
 fn map2(a: [u8; 16], b: [u8; 16], f: impl Fn(u8, u8) -> u8) -> [u8; 16] {
     std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+/// Where vector `g` of the codes of span `s` lies in formats with a plane of extra bits: the eight
+/// vectors of extra bits stand alternating with the first eight of the codes.
+const fn code_beside(s: usize, g: usize) -> usize {
+    match s {
+        0 => 128 * g + 64,
+        _ => 1024 + 512 * (s - 1) + 64 * g,
+    }
 }
 
 /// Minus one, for turning stored minima that are added into ones that are subtracted.
@@ -178,6 +204,17 @@ impl Format for Q2K {
             vectors!(g => S::shr_and(S::load_c(q.add(64 * g)), 2 * (b % 4) as u32, 3))
         }
     }
+
+    const SPAN: usize = 4;
+
+    #[inline(always)]
+    unsafe fn span<S: Lanes>(p: *const u8, s: usize, g: usize) -> [S::C; MAX_SPAN] {
+        // SAFETY: within the position.
+        unsafe {
+            let q = S::load_c(p.add(64 + 256 + 512 * s + 64 * g));
+            std::array::from_fn(|i| S::shr_and(q, 2 * i as u32, 3))
+        }
+    }
 }
 
 /// `q3_k`: 16 runs of 16 elements, each with a signed 6-bit scale; the third bits are apart.
@@ -209,12 +246,29 @@ impl Format for Q3K {
     unsafe fn codes<S: Lanes>(p: *const u8, b: usize) -> [S::C; 8] {
         // SAFETY: within the position.
         unsafe {
-            let third = p.add(32 + 16 * 12);
-            let q = third.add(512 + 512 * (b / 4));
+            let p = p.add(32 + 16 * 12);
             vectors!(g => S::or(
-                S::shr_and(S::load_c(q.add(64 * g)), 2 * (b % 4) as u32, 3),
-                S::shr_and_shl::<2>(S::load_c(third.add(64 * g)), b as u32, 1),
+                S::shr_and(S::load_c(p.add(code_beside(b / 4, g))), 2 * (b % 4) as u32, 3),
+                S::shr_and_shl::<2>(S::load_c(p.add(128 * g)), b as u32, 1),
             ))
+        }
+    }
+
+    const SPAN: usize = 4;
+
+    #[inline(always)]
+    unsafe fn span<S: Lanes>(p: *const u8, s: usize, g: usize) -> [S::C; MAX_SPAN] {
+        // SAFETY: within the position.
+        unsafe {
+            let p = p.add(32 + 16 * 12);
+            let third = S::load_c(p.add(128 * g));
+            let q = S::load_c(p.add(code_beside(s, g)));
+            std::array::from_fn(|i| {
+                S::or(
+                    S::shr_and(q, 2 * i as u32, 3),
+                    S::shr_and_shl::<2>(third, (4 * s + i) as u32, 1),
+                )
+            })
         }
     }
 }
@@ -250,23 +304,54 @@ impl<const FIFTH: bool> Format for NibblesK<FIFTH> {
     unsafe fn codes<S: Lanes>(p: *const u8, b: usize) -> [S::C; 8] {
         // SAFETY: within the position.
         unsafe {
-            let fifth = p.add(64 + 16 * 12);
-            let q = fifth.add(512 * (FIFTH as usize) + 512 * (b / 2));
+            let p = p.add(64 + 16 * 12);
             let n = 4 * (b % 2) as u32;
             if FIFTH {
                 vectors!(g => S::or(
-                    S::shr_and(S::load_c(q.add(64 * g)), n, 0x0f),
-                    S::shr_and_shl::<4>(S::load_c(fifth.add(64 * g)), b as u32, 1),
+                    S::shr_and(S::load_c(p.add(code_beside(b / 2, g))), n, 0x0f),
+                    S::shr_and_shl::<4>(S::load_c(p.add(128 * g)), b as u32, 1),
                 ))
             } else {
-                vectors!(g => S::shr_and(S::load_c(q.add(64 * g)), n, 0x0f))
+                vectors!(g => S::shr_and(S::load_c(p.add(512 * (b / 2) + 64 * g)), n, 0x0f))
             }
+        }
+    }
+
+    const SPAN: usize = 2;
+
+    #[inline(always)]
+    unsafe fn span<S: Lanes>(p: *const u8, s: usize, g: usize) -> [S::C; MAX_SPAN] {
+        // SAFETY: within the position.
+        unsafe {
+            let p = p.add(64 + 16 * 12);
+            let nibbles = |q| [S::shr_and(q, 0, 0x0f), S::shr_and(q, 4, 0x0f)];
+            let [low, high] = if FIFTH {
+                let (fifth, bit) = (S::load_c(p.add(128 * g)), 2 * s as u32);
+                let [low, high] = nibbles(S::load_c(p.add(code_beside(s, g))));
+                [
+                    S::or(low, S::shr_and_shl::<4>(fifth, bit, 1)),
+                    S::or(high, S::shr_and_shl::<4>(fifth, bit + 1, 1)),
+                ]
+            } else {
+                nibbles(S::load_c(p.add(512 * s + 64 * g)))
+            };
+            [low, high, low, high]
         }
     }
 }
 
 /// `q6_k`: 16 runs of 16 elements, each with a signed 8-bit scale; 4 low and 2 high bits.
 pub(crate) struct Q6K;
+
+impl Q6K {
+    /// Where the code bytes of vector `g` of a half lie: 64 bytes with the high bits of its four
+    /// blocks, 64 with the low nibbles of blocks 0 and 2, 64 with those of blocks 1 and 3.
+    #[inline(always)]
+    unsafe fn vector(p: *const u8, half: usize, g: usize) -> *const u8 {
+        // SAFETY: the callers stay within the packed position.
+        unsafe { p.add(32 + 256 + 192 * (8 * half + g)) }
+    }
+}
 
 impl Format for Q6K {
     const BLOCKS: usize = 8;
@@ -289,15 +374,33 @@ impl Format for Q6K {
     unsafe fn codes<S: Lanes>(p: *const u8, b: usize) -> [S::C; 8] {
         // SAFETY: within the position.
         unsafe {
-            // Per half of 128 elements: high bits of its four blocks in one plane of 8 vectors,
-            // low nibbles of blocks 0 and 1 (then 2 and 3 above them) in two.
-            let (half, b) = (b / 4, b % 4);
-            let high = p.add(32 + 256 + 512 * half);
-            let low = p.add(32 + 256 + 1024 + 1024 * half + 512 * (b % 2));
+            let (p, b) = (Q6K::vector(p, b / 4, 0), b % 4);
             vectors!(g => S::or(
-                S::shr_and(S::load_c(low.add(64 * g)), 4 * (b / 2) as u32, 0x0f),
-                S::shr_and_shl::<4>(S::load_c(high.add(64 * g)), 2 * b as u32, 3),
+                S::shr_and(
+                    S::load_c(p.add(192 * g + 64 + 64 * (b % 2))),
+                    4 * (b / 2) as u32,
+                    0x0f,
+                ),
+                S::shr_and_shl::<4>(S::load_c(p.add(192 * g)), 2 * b as u32, 3),
             ))
+        }
+    }
+
+    const SPAN: usize = 4;
+
+    #[inline(always)]
+    unsafe fn span<S: Lanes>(p: *const u8, s: usize, g: usize) -> [S::C; MAX_SPAN] {
+        // SAFETY: within the position.
+        unsafe {
+            let p = Q6K::vector(p, s, g);
+            let high = S::load_c(p);
+            let low = [S::load_c(p.add(64)), S::load_c(p.add(128))];
+            std::array::from_fn(|i| {
+                S::or(
+                    S::shr_and(low[i % 2], 4 * (i / 2) as u32, 0x0f),
+                    S::shr_and_shl::<4>(high, 2 * i as u32, 3),
+                )
+            })
         }
     }
 }

@@ -67,7 +67,4 @@ pub(crate) trait Lanes {
     unsafe fn dot(acc: Self::I, c: Self::C, a: *const i8) -> Self::I;
     /// [`dot`](Self::dot) for codes that went through [`widen`](Self::widen).
     unsafe fn dot_wide(acc: Self::I, c: Self::C, a: *const i8) -> Self::I;
-
-    /// Asks for the cache line at `p`, which need not be valid.
-    unsafe fn prefetch(p: *const u8);
 }

@@ -186,12 +186,4 @@ impl Lanes for Neon {
         // Codes below 128 and codes made signed are read alike.
         unsafe { Self::dot(acc, c, a) }
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        // SAFETY: a hint; it faults on no address.
-        unsafe {
-            asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
-        }
-    }
 }

@@ -107,7 +107,4 @@ impl Lanes for Scalar {
         }
         acc
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
 }

@@ -8,13 +8,10 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use aether_ir::DType;
 
-use super::format::{Format, Scales, with_format};
+use super::format::{Format, MAX_SPAN, Scales, with_format};
 use super::lanes::Lanes;
 use crate::kernels::act_quant::{BLOCK_BYTES, D, NHALF_TIMES_32, NSUM, NSUM_TIMES};
 use crate::kernels::isa::Isa;
-
-/// How far ahead of the codes in use memory is asked for.
-const PREFETCH: usize = 4096;
 
 /// Computes 16 rows times some tokens and writes 16 sums per token, token after token.
 ///
@@ -35,6 +32,10 @@ pub(super) struct Tiles {
     /// The kernel of each width.
     pub tiles: [Tile; 6],
 }
+
+/// Widest tile that works span by span: the integer sums of all blocks of a span and all tokens
+/// must stay in registers.
+const SPAN_TOKENS: usize = 4;
 
 /// Repeats the body for every token below `$width`, the number being known to the compiler.
 macro_rules! for_tokens {
@@ -61,23 +62,23 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
     step: usize,
     out: *mut f32,
 ) {
-    // SAFETY: pointers advance through the positions and blocks the caller vouched for; prefetch
-    // takes any address.
+    // SAFETY: pointers advance through the positions and blocks the caller vouched for.
     unsafe {
         let zero = S::zero_f();
         let mut acc = [zero; W];
         let mut scales = Scales::<S> { scale: [zero; 16], min: [zero; 16] };
         for _ in 0..positions {
             Q::scales::<S>(w, &mut scales);
-            for b in 0..Q::BLOCKS {
-                if W < 16 {
-                    // The lines that this share of the position takes.
-                    let share = Q::BYTES / Q::BLOCKS;
-                    let ahead = w.wrapping_add(PREFETCH + b * share);
-                    for line in 0..share.div_ceil(64) {
-                        S::prefetch(ahead.wrapping_add(64 * line));
-                    }
+            if W <= SPAN_TOKENS && Q::SPAN > 1 {
+                for s in 0..Q::BLOCKS / Q::SPAN {
+                    span::<S, Q, W>(w, s, act, step, &scales, &mut acc);
+                    act = act.add(Q::SPAN * step);
                 }
+                w = w.add(Q::BYTES);
+                continue;
+            }
+            for b in 0..Q::BLOCKS {
+                if W < 16 {}
                 let codes = Q::codes::<S>(w, b);
                 for_tokens!(W, t => {
                     let tokens = act.add(t * BLOCK_BYTES);
@@ -96,6 +97,63 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
         for_tokens!(W, t => {
             S::store_f(out.add(16 * t), acc[t]);
         });
+    }
+}
+
+/// Adds the products of span `s`, blocks whose codes share bytes, with all tokens of a narrow tile.
+/// Each vector is read once and the chains of all blocks and tokens run side by side.
+///
+/// # Safety
+/// As [`tile`]; `act` points to the records of the span's first block.
+#[inline(always)]
+unsafe fn span<S: Lanes, Q: Format, const W: usize>(
+    w: *const u8,
+    s: usize,
+    act: *const u8,
+    step: usize,
+    scales: &Scales<S>,
+    acc: &mut [S::F; W],
+) {
+    // SAFETY: the caller's promise; all reads are within the position and the records.
+    unsafe {
+        let token = |i: usize, t: usize| act.add(i * step + t * BLOCK_BYTES);
+        let mut sums = [[S::zero_f(); W]; MAX_SPAN];
+        let mut ints = [[S::zero_i(); W]; MAX_SPAN];
+        for h in 0..2 {
+            if Q::HALVES || h == 0 {
+                for i in 0..Q::SPAN {
+                    for t in 0..W {
+                        ints[i][t] = start::<S, Q>(token(i, t), h);
+                    }
+                }
+            }
+            for g in 4 * h..4 * h + 4 {
+                // Loads stay in the order of memory: scrambled, they are no stream that the machine
+                // recognises and reads ahead (q6_k then decodes at a quarter of the speed).
+                compiler_fence(Ordering::SeqCst);
+                let codes = Q::span::<S>(w, s, g);
+                for i in 0..Q::SPAN {
+                    for t in 0..W {
+                        let a = token(i, t).add(4 * g).cast();
+                        ints[i][t] = dot::<S, Q>(ints[i][t], codes[i], a);
+                    }
+                }
+            }
+            if Q::HALVES || h == 1 {
+                for i in 0..Q::SPAN {
+                    for t in 0..W {
+                        let (b, h) = (Q::SPAN * s + i, if Q::HALVES { h } else { 0 });
+                        sums[i][t] =
+                            scaled::<S, Q>(ints[i][t], token(i, t), scales, b, h, sums[i][t]);
+                    }
+                }
+            }
+        }
+        for i in 0..Q::SPAN {
+            for t in 0..W {
+                acc[t] = S::fma(sums[i][t], S::splat(token(i, t).add(D).cast()), acc[t]);
+            }
+        }
     }
 }
 
@@ -140,72 +198,78 @@ unsafe fn dots<S: Lanes, Q: Format, const N: usize>(
     // SAFETY: the caller's promise; all reads are within the records.
     unsafe {
         let mut sums = [S::zero_f(); N];
-        if Q::HALVES {
-            for h in 0..2 {
-                let nhalf = tokens.add(NHALF_TIMES_32 + 4 * h);
-                let acc = chains::<S, Q, N>(codes, tokens, 4 * h, 4, nhalf, 5);
-                for n in 0..N {
-                    let acc = S::to_f(acc[n]);
-                    sums[n] = if h == 0 {
-                        S::mul(acc, scales.scale[2 * b])
-                    } else {
-                        S::fma(acc, scales.scale[2 * b + 1], sums[n])
-                    };
-                    if Q::MIN {
-                        let nhalf = S::splat_i32(nhalf.add(n * BLOCK_BYTES).cast());
-                        sums[n] = S::fma(scales.min[2 * b + h], nhalf, sums[n]);
-                    }
+        let (runs, len) = if Q::HALVES { (2, 4) } else { (1, 8) };
+        for h in 0..runs {
+            let mut acc = [S::zero_i(); N];
+            for (n, acc) in acc.iter_mut().enumerate() {
+                *acc = start::<S, Q>(tokens.add(n * BLOCK_BYTES), h);
+            }
+            for (g, code) in codes.iter().enumerate().skip(h * len).take(len) {
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let a = tokens.add(n * BLOCK_BYTES + 4 * g).cast();
+                    *acc = dot::<S, Q>(*acc, *code, a);
                 }
             }
-        } else {
-            let (field, log2) = match Q::OFFSET_LOG2 {
-                3 => (0, 3),
-                4 => (1, 4),
-                _ => (2, 7),
-            };
-            let nsum = tokens.add(NSUM_TIMES + 4 * field);
-            let acc = chains::<S, Q, N>(codes, tokens, 0, 8, nsum, log2);
             for n in 0..N {
-                sums[n] = S::mul(S::to_f(acc[n]), scales.scale[b]);
-                if Q::MIN {
-                    let nsum = S::splat(tokens.add(n * BLOCK_BYTES + NSUM).cast());
-                    sums[n] = S::fma(scales.min[b], nsum, sums[n]);
-                }
+                let token = tokens.add(n * BLOCK_BYTES);
+                sums[n] = scaled::<S, Q>(acc[n], token, scales, b, h, sums[n]);
             }
         }
         sums
     }
 }
 
-/// Minus the codes' offset times the activations' sum, plus the products of `count` code vectors
-/// from `first` on with `N` tokens. `nsum` points to the first token's sum times `2^log2`, negated.
+/// What a block's integer sum begins with: minus the codes' offset times the sum of the token's
+/// activations, of half `h` for formats with a scale per half.
 ///
 /// # Safety
-/// As [`dots`].
+/// As [`tile`]; `token` points to a record.
 #[inline(always)]
-unsafe fn chains<S: Lanes, Q: Format, const N: usize>(
-    codes: &[S::C; 8],
-    tokens: *const u8,
-    first: usize,
-    count: usize,
-    nsum: *const u8,
-    log2: u32,
-) -> [S::I; N] {
-    // SAFETY: the caller's promise.
+unsafe fn start<S: Lanes, Q: Format>(token: *const u8, h: usize) -> S::I {
+    if Q::OFFSET_LOG2 == 0 || (Q::WIDE && !S::WIDE_UNSIGNED) {
+        // SAFETY: the caller's promise.
+        return unsafe { S::zero_i() };
+    }
+    // Sums are kept times a power of two that is at least the offset.
+    let (at, log2) = match (Q::HALVES, Q::OFFSET_LOG2) {
+        (true, _) => (NHALF_TIMES_32 + 4 * h, 5),
+        (false, 3) => (NSUM_TIMES, 3),
+        (false, 4) => (NSUM_TIMES + 4, 4),
+        (false, _) => (NSUM_TIMES + 8, 7),
+    };
+    // SAFETY: within the record.
+    unsafe { S::splat_shr(token.add(at).cast(), log2 - Q::OFFSET_LOG2) }
+}
+
+/// Adds a finished integer sum, scaled by all but the token's scale, and the share of the minimum.
+///
+/// # Safety
+/// As [`tile`]; `token` points to a record.
+#[inline(always)]
+unsafe fn scaled<S: Lanes, Q: Format>(
+    acc: S::I,
+    token: *const u8,
+    scales: &Scales<S>,
+    b: usize,
+    h: usize,
+    sums: S::F,
+) -> S::F {
+    // SAFETY: within the record.
     unsafe {
-        let mut acc = [S::zero_i(); N];
-        if Q::OFFSET_LOG2 > 0 && (!Q::WIDE || S::WIDE_UNSIGNED) {
-            for (n, acc) in acc.iter_mut().enumerate() {
-                *acc = S::splat_shr(nsum.add(n * BLOCK_BYTES).cast(), log2 - Q::OFFSET_LOG2);
+        let at = if Q::HALVES { 2 * b + h } else { b };
+        let acc = S::to_f(acc);
+        let sums = match h {
+            0 => S::mul(acc, scales.scale[at]),
+            _ => S::fma(acc, scales.scale[at], sums),
+        };
+        match (Q::MIN, Q::HALVES) {
+            (false, _) => sums,
+            (true, true) => {
+                let nhalf = S::splat_i32(token.add(NHALF_TIMES_32 + 4 * h).cast());
+                S::fma(scales.min[at], nhalf, sums)
             }
+            (true, false) => S::fma(scales.min[at], S::splat(token.add(NSUM).cast()), sums),
         }
-        for (g, code) in codes.iter().enumerate().skip(first).take(count) {
-            for (n, acc) in acc.iter_mut().enumerate() {
-                let a = tokens.add(n * BLOCK_BYTES + 4 * g).cast();
-                *acc = dot::<S, Q>(*acc, *code, a);
-            }
-        }
-        acc
     }
 }
 
