@@ -40,6 +40,8 @@ runner="qemu-aarch64 -cpu max -L $root -E LD_LIBRARY_PATH=$root/lib"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$runner"
 # Emulated vectors are slow: codegen-cpu/tests/dense/support.rs says what is run through less often.
 export AETHER_TEST_SIZES="${AETHER_TEST_SIZES:-emulated}"
+# A test fails if the emulator lacks what the NEON kernels need.
+export AETHER_ISA=neon
 # The kernels are optimised; what they depend on need not be, and compiles in half the time.
 exec cargo test -p aether-codegen-cpu --lib --test '*' --target aarch64-unknown-linux-gnu --locked \
     --config 'profile.dev.package."*".opt-level=0' "$@"

@@ -1,10 +1,11 @@
 //! Constants: mapped as they are, or computed once when the module is loaded.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use aether_ir::plan::{FuncPlan, Storage};
 use aether_ir::tensor::ConcreteType;
-use aether_ir::{Const, Func, Inst, Layout, Module, Op, Tensor, ValueId};
+use aether_ir::{Const, DType, Func, Inst, Layout, Module, Op, Tensor, TensorType, ValueId};
 
 use super::{Cache, CompileError, CompileOptions};
 use crate::kernels::packed;
@@ -15,12 +16,15 @@ use crate::program::{AlignedBytes, ConstPtr, Keep, Loc};
 /// matrices amounts to half the file.
 const COPIED: usize = 64 << 10;
 
+/// Bytes of a matrix that are packed at a time.
+const SLICE: usize = 4 << 20;
+
 /// A constant's bytes and what keeps them alive.
 pub struct ConstBytes {
     /// Memory that holds the bytes, for instance a mapped file.
     pub memory: Arc<dyn AsRef<[u8]> + Send + Sync>,
     /// Where in it they are.
-    pub range: std::ops::Range<usize>,
+    pub range: Range<usize>,
 }
 
 impl ConstBytes {
@@ -226,30 +230,23 @@ impl<'a> Loader<'a> {
             packed::packed_bytes(target.dtype, rows, cols).map_err(|e| error(e.to_string()))?;
         let mut out = AlignedBytes::zeroed(bytes);
         out.prefer_large_pages();
+        // In slices, each given back when it is packed: a matrix need not be in memory twice.
         let groups = packed::groups(rows);
-        let group_len = bytes / groups.max(1);
-        let workers = self.opts.threads.clamp(1, groups.max(1));
-        let per_worker = groups.div_ceil(workers);
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let parts = out.as_mut_slice().chunks_mut((per_worker * group_len).max(1));
-            let threads: Vec<_> = parts
-                .enumerate()
-                .map(|(i, part)| {
-                    let range = i * per_worker..groups.min((i + 1) * per_worker);
-                    scope.spawn(move || {
-                        packed::pack_rows(target.dtype, rows, cols, data, range, part)
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|t| t.join()).collect()
-        });
-        for result in results {
-            match result {
-                Ok(packed) => packed.map_err(|e| error(e.to_string()))?,
-                Err(_) => return Err(error(format!("packing @{name} panicked"))),
-            }
+        let group_len = (bytes / groups.max(1)).max(1);
+        let row_bytes = data.len() / rows.max(1);
+        let per_slice = (SLICE / (packed::GROUP * row_bytes).max(1)).max(1);
+        for (i, slice) in out.as_mut_slice().chunks_mut(per_slice * group_len).enumerate() {
+            let first = i * per_slice;
+            let end = groups.min(first + per_slice);
+            let matrix = (target.dtype, rows, cols);
+            pack_slice(matrix, data, first..end, slice, self.opts.threads).map_err(error)?;
+            let done = first * packed::GROUP..(end * packed::GROUP).min(rows);
+            let start = raw.range.start;
+            self.source.release(&ConstBytes {
+                memory: raw.memory.clone(),
+                range: start + done.start * row_bytes..start + done.end * row_bytes,
+            });
         }
-        self.source.release(&raw);
         let loc = self.keep_bytes(out);
         self.packed.insert((name, target.layout), loc);
         Ok(loc)
@@ -297,7 +294,34 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn concrete(ty: &aether_ir::TensorType) -> Option<ConcreteType> {
+/// Packs some row groups of a matrix, by several threads.
+fn pack_slice(
+    (dtype, rows, cols): (DType, usize, usize),
+    data: &[u8],
+    groups: Range<usize>,
+    out: &mut [u8],
+    threads: usize,
+) -> Result<(), String> {
+    let group_len = out.len() / groups.len().max(1);
+    let per_worker = groups.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let parts = out.chunks_mut((per_worker * group_len).max(1));
+        let starts = groups.clone().step_by(per_worker);
+        let workers: Vec<_> = starts
+            .zip(parts)
+            .map(|(start, part)| {
+                let range = start..groups.end.min(start + per_worker);
+                scope.spawn(move || packed::pack_rows(dtype, rows, cols, data, range, part))
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(packed) => packed.map_err(|e| e.to_string()),
+            Err(_) => Err("a packing thread panicked".to_owned()),
+        })
+    })
+}
+
+fn concrete(ty: &TensorType) -> Option<ConcreteType> {
     let shape = ty.shape.as_const()?.into_iter().map(|d| d as usize).collect();
     Some(ConcreteType { dtype: ty.dtype, shape, layout: ty.layout })
 }
