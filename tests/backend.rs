@@ -54,6 +54,12 @@ const CASES: &[Case] = &[
         tolerance: FLOAT,
     },
     Case {
+        name: "attention that looks ahead, with a window and without",
+        source: "module @m {\n  sym s in 1..=32\n  func @main(%q: tensor<[s]x4x16xf32>, %k: tensor<64x2x16xf32>, %v: tensor<64x2x16xf32>, %past: tensor<i32>) -> (tensor<[s]x4x16xf32>, tensor<[s]x4x16xf32>) {\n    %0 = attention %q, %k, %v, %past {scale = 0.25, causal = false} : tensor<[s]x4x16xf32>\n    %1 = attention %q, %k, %v, %past {scale = 0.25, causal = false, window = 4} : tensor<[s]x4x16xf32>\n    return %0, %1\n  }\n}\n",
+        symbols: &[("s", 29)],
+        tolerance: 1e-5,
+    },
+    Case {
         name: "attention over a donated cache",
         source: "module @m {\n  sym s in 1..=32\n  func @main(%q: tensor<[s]x4x16xf32>, %k: tensor<[s]x2x16xf32>, %kc: tensor<64x2x16xf16>, %vc: tensor<64x2x16xf16>, %past: tensor<i32>) -> (tensor<[s]x4x16xf32>, tensor<64x2x16xf16>, tensor<64x2x16xf16>) {\n    %0 = rope %q, %past {mode = \"neox\", theta = 10000.0, n_dims = 16} : tensor<[s]x4x16xf32>\n    %1 = rope %k, %past {mode = \"norm\", theta = 10000.0, n_dims = 8} : tensor<[s]x2x16xf32>\n    %2 = kv_append donate %kc, %1, %past : tensor<64x2x16xf16>\n    %3 = kv_append donate %vc, %k, %past : tensor<64x2x16xf16>\n    %4 = attention %0, %2, %3, %past {scale = 0.25} : tensor<[s]x4x16xf32>\n    return %4, %2, %3\n  }\n}\n",
         symbols: &[("s", 9)],

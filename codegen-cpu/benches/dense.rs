@@ -97,6 +97,7 @@ fn attentions(c: &mut Criterion) {
         let shape = Attention {
             tokens,
             past,
+            causal: true,
             heads,
             kv_heads,
             head_dim,

@@ -152,6 +152,7 @@ impl Target for CpuTarget {
                 let shape = Attention {
                     tokens: number(types[0], 0),
                     past: 0,
+                    causal: true,
                     heads: number(types[0], 1),
                     kv_heads: number(types[1], 1).max(1),
                     head_dim: number(types[0], 2),

@@ -33,9 +33,11 @@ const UNIT_ROWS: usize = 96;
 pub struct Attention {
     /// Query tokens of this call.
     pub tokens: usize,
-    /// Tokens in the cache before them: query i stands at position `past + i`, sees the keys
-    /// up to and including its own, and those must be in the cache already.
+    /// Tokens in the cache before them: query i stands at position `past + i`. The keys of the
+    /// call's own tokens must be in the cache already.
     pub past: usize,
+    /// Whether a query sees the keys up to and including its own only.
+    pub causal: bool,
     pub heads: usize,
     /// Divides `heads`.
     pub kv_heads: usize,
@@ -100,7 +102,7 @@ impl Attention {
     fn keys(&self, start: usize, end: usize) -> Range<usize> {
         let first = self.past + start + 1;
         let low = self.window.map_or(0, |w| first.saturating_sub(w));
-        low..self.past + end
+        low..self.past + if self.causal { end } else { self.tokens }
     }
 
     /// The keys a single token sees, for [`decode_part`].

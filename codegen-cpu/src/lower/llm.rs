@@ -161,10 +161,7 @@ fn tables(
 fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     let (q, k, v, past) = (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.inputs[3]);
     let cache_type = k.ty.dtype;
-    if q.ty.dtype != DType::F32
-        || !matches!(cache_type, DType::F16 | DType::F32 | DType::Bf16)
-        || !site.inst.attrs.bool("causal", true)
-    {
+    if q.ty.dtype != DType::F32 || !matches!(cache_type, DType::F16 | DType::F32 | DType::Bf16) {
         return Ok(false);
     }
     let attrs = &site.inst.attrs;
@@ -176,6 +173,7 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     let shape = Attention {
         tokens: q.ty.shape.0[0].upper_bound(&lower.module.symbols).unwrap_or(0) as usize,
         past: 0,
+        causal: attrs.bool("causal", true),
         heads: number(q, 1)?,
         kv_heads: number(k, 1)?,
         head_dim: number(q, 2)?,

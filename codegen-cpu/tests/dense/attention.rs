@@ -13,7 +13,8 @@ fn attention_f64(s: &Attention, q: &[f32], k: &[f64], v: &[f64]) -> Vec<f64> {
         for h in 0..s.heads {
             let position = s.past + t;
             let low = s.window.map_or(0, |w| (position + 1).saturating_sub(w));
-            let scores: Vec<f64> = (low..=position)
+            let high = if s.causal { position } else { s.past + s.tokens - 1 };
+            let scores: Vec<f64> = (low..=high)
                 .map(|j| {
                     let q = &q[(t * s.heads + h) * s.head_dim..][..s.head_dim];
                     let k = &k[(j * s.kv_heads + h / group) * s.head_dim..][..s.head_dim];
@@ -88,6 +89,7 @@ fn attention_of_many_shapes() {
     let base = Attention {
         tokens: 1,
         past: 0,
+        causal: true,
         heads: 6,
         kv_heads: 2,
         head_dim: 16,
@@ -110,6 +112,7 @@ fn attention_of_many_shapes() {
         heads(2, 1, 24, 16),
         heads(100, 1, 8, 8),
         Attention { soft_cap: Some(5.0), ..base },
+        Attention { causal: false, ..base },
     ];
     let sizes = sizes();
     for isa in Isa::available() {
@@ -136,6 +139,7 @@ fn attention_keeps_nan_and_survives_large_scores() {
     let s = Attention {
         tokens: 3,
         past: 70,
+        causal: true,
         heads: 2,
         kv_heads: 1,
         head_dim: 8,
@@ -184,6 +188,7 @@ fn attention_refuses_what_makes_no_sense() {
     let good = Attention {
         tokens: 2,
         past: 3,
+        causal: true,
         heads: 6,
         kv_heads: 2,
         head_dim: 8,

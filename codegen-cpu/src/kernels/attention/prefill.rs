@@ -117,7 +117,7 @@ unsafe fn mask(
     for j in 0..n {
         let key = first + j;
         // Tokens before `key` come too early, those from `key + window` on too late.
-        let early = key.saturating_sub(position).min(tokens);
+        let early = if shape.causal { key.saturating_sub(position).min(tokens) } else { 0 };
         let late = match shape.window {
             None => tokens,
             Some(w) => key.saturating_add(w).saturating_sub(position).min(tokens),
@@ -246,7 +246,7 @@ unsafe fn unit_body<S: Simd, E: Load>(
                     i += S::LANES;
                 }
             }
-            let whole = first + n <= position + 1
+            let whole = (!shape.causal || first + n <= position + 1)
                 && shape.window.is_none_or(|w| position + tokens - 1 < first.saturating_add(w));
             if !whole {
                 let scores = base.add(at.scores);
