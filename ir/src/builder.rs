@@ -40,6 +40,17 @@ impl FuncBuilder {
         FuncBuilder { func: Func::new(name) }
     }
 
+    /// Goes on with a function that is there already: what is added comes after its last
+    /// instruction, and its values keep their numbers.
+    pub fn resume(func: Func) -> Self {
+        FuncBuilder { func }
+    }
+
+    /// The function as it is so far.
+    pub fn func(&self) -> &Func {
+        &self.func
+    }
+
     /// Adds a parameter.
     pub fn param(&mut self, name: &str, ty: TensorType) -> ValueId {
         let id = self.func.add_value(ty, Some(name.into()));

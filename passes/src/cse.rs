@@ -79,7 +79,7 @@ fn run_func(func: &mut Func) -> usize {
 
 /// What makes two instructions equal.
 #[derive(PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     op: Op,
     symbol: Option<Arc<str>>,
     operands: Vec<ValueId>,
@@ -97,7 +97,8 @@ enum AttrKey {
     Str(Arc<str>),
 }
 
-fn key(func: &Func, inst: &Inst) -> Key {
+/// The instruction's key. Instructions with equal keys give equal results.
+pub(crate) fn key(func: &Func, inst: &Inst) -> Key {
     let mut attrs: Vec<_> = inst
         .attrs
         .0

@@ -4,6 +4,7 @@
 //! What a pass must know of a target it asks through [`aether_ir::target::Target`].
 
 pub mod arena;
+pub mod autodiff;
 pub mod cost;
 pub mod cse;
 pub mod dce;
@@ -21,5 +22,5 @@ pub use manager::{
     DEFAULT_PIPELINE, Observer, ParsePipelineError, Pipeline, PipelineError, StepReport, pass,
     passes,
 };
-pub use pass::{Pass, PassCtx, PassError, PassStats, Rule};
+pub use pass::{OptionKind, OptionSpec, Options, Pass, PassCtx, PassError, PassStats, Rule};
 pub use plan::{PlanError, plan};

@@ -1,7 +1,10 @@
 //! The pass manager: the list of passes, pipelines as text, running them.
 //!
 //! A pipeline is a comma-separated list of pass names. A pass may carry options in braces:
-//! `fuse{disable=matmul-gated|matmul-multi}` runs `fuse` without two of its rules.
+//! `fuse{disable=matmul-gated|matmul-multi}` runs `fuse` without two of its rules, and
+//! `autodiff{func=loss,wrt=x|w}` tells a pass what to work on. Several values of one option are
+//! separated by `|`. Which options there are, [`Pass::options`] says; every pass with rules takes
+//! `disable`.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use aether_ir::Module;
 
-use crate::pass::{Pass, PassCtx, PassError, PassStats};
+use crate::pass::{OptionKind, OptionSpec, Options, Pass, PassCtx, PassError, PassStats};
 use crate::util::nearest;
 
 static PASSES: &[&dyn Pass] = &[
+    &crate::autodiff::AutodiffPass,
     &crate::cse::Cse,
     &crate::fold::Fold,
     &crate::dce::Dce,
@@ -77,6 +81,7 @@ pub struct Step {
     pub pass: &'static dyn Pass,
     /// Rules switched off for this step alone.
     pub disabled: Vec<&'static str>,
+    pub options: Options,
 }
 
 /// What one step did.
@@ -114,8 +119,16 @@ impl fmt::Display for Pipeline {
                 f.write_str(",")?;
             }
             f.write_str(step.pass.name())?;
-            if !step.disabled.is_empty() {
-                write!(f, "{{disable={}}}", step.disabled.join("|"))?;
+            let disabled = Some(("disable", step.disabled.join("|")));
+            let given = step.options.0.iter().map(|(name, values)| (*name, values.join("|")));
+            let all: Vec<String> = disabled
+                .filter(|(_, rules)| !rules.is_empty())
+                .into_iter()
+                .chain(given)
+                .map(|(name, values)| format!("{name}={values}"))
+                .collect();
+            if !all.is_empty() {
+                write!(f, "{{{}}}", all.join(","))?;
             }
         }
         Ok(())
@@ -161,6 +174,7 @@ impl Pipeline {
             }
             let mut step_ctx = ctx.clone();
             step_ctx.disabled.extend(step.disabled.iter().map(|&rule| rule.to_owned()));
+            step_ctx.options = step.options.clone();
             observer.before(index, name, module);
             let insts_before = count_insts(module);
             let start = Instant::now();
@@ -219,9 +233,14 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A word of letters, digits, `-` and `_`, with its place.
-    fn word(&mut self, what: &str) -> Result<(&'a str, Range<usize>), ParsePipelineError> {
-        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    /// A word of letters, digits, `-`, `_` and `also`, with its place.
+    fn word(
+        &mut self,
+        also: &[char],
+        what: &str,
+    ) -> Result<(&'a str, Range<usize>), ParsePipelineError> {
+        let is_part =
+            |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || also.contains(&c);
         let len = self.rest().find(|c| !is_part(c)).unwrap_or(self.rest().len());
         if len == 0 {
             let width = self.rest().chars().next().map_or(0, char::len_utf8);
@@ -234,39 +253,80 @@ impl<'a> Parser<'a> {
     }
 
     fn step(&mut self) -> Result<Step, ParsePipelineError> {
-        let (name, span) = self.word("the name of a pass")?;
+        let (name, span) = self.word(&[], "the name of a pass")?;
         let names = || PASSES.iter().map(|p| p.name());
         let Some(pass) = pass(name) else {
             return Err(self.error(span, unknown("pass", name, names)));
         };
-        let mut disabled = Vec::new();
+        let mut step = Step { pass, disabled: Vec::new(), options: Options::default() };
         if self.rest().starts_with('{') {
             self.expect("{", "`{`")?;
             while !self.rest().starts_with('}') {
-                let (option, span) = self.word("an option such as `disable=RULE`")?;
-                if option != "disable" {
-                    let message = unknown("option", option, || ["disable"].into_iter());
-                    return Err(self.error(span, message));
-                }
-                self.expect("=", "`=`")?;
-                loop {
-                    disabled.push(self.rule(pass)?);
-                    if !self.rest().starts_with('|') {
-                        break;
-                    }
-                    self.expect("|", "`|`")?;
-                }
+                self.option(&mut step)?;
                 if !self.rest().starts_with('}') {
                     self.expect(",", "`,`, `|` or `}`")?;
                 }
             }
             self.expect("}", "`}`")?;
         }
-        Ok(Step { pass, disabled })
+        let given = |spec: &OptionSpec| step.options.0.contains_key(spec.name);
+        match pass.options().iter().find(|spec| spec.required && !given(spec)) {
+            Some(spec) => {
+                let message = format!("`{name}` needs the option `{}`: {}", spec.name, spec.doc);
+                Err(self.error(span, message))
+            }
+            None => Ok(step),
+        }
+    }
+
+    /// One option with its values.
+    fn option(&mut self, step: &mut Step) -> Result<(), ParsePipelineError> {
+        let (name, span) = self.word(&[], "an option such as `disable=RULE`")?;
+        let spec = step.pass.options().iter().find(|spec| spec.name == name);
+        if spec.is_none() && name != "disable" {
+            let own = step.pass.options();
+            let names = || own.iter().map(|spec| spec.name).chain(["disable"]);
+            return Err(self.error(span, unknown("option", name, names)));
+        }
+        if spec.is_some_and(|spec| step.options.0.contains_key(spec.name)) {
+            return Err(self.error(span, format!("option `{name}` is given twice")));
+        }
+        self.expect("=", "`=`")?;
+        let mut values = Vec::new();
+        loop {
+            match spec {
+                None => step.disabled.push(self.rule(step.pass)?),
+                Some(spec) => {
+                    let value = self.value(spec, values.is_empty())?;
+                    values.push(value);
+                }
+            }
+            if !self.rest().starts_with('|') {
+                break;
+            }
+            self.expect("|", "`|`")?;
+        }
+        if let Some(spec) = spec {
+            step.options.0.insert(spec.name, values);
+        }
+        Ok(())
+    }
+
+    /// One value of an option.
+    fn value(&mut self, spec: &OptionSpec, first: bool) -> Result<String, ParsePipelineError> {
+        let what = if spec.kind == OptionKind::Number { "a whole number" } else { "a name" };
+        let (value, span) = self.word(&['.', '$'], what)?;
+        if spec.kind != OptionKind::Names && !first {
+            return Err(self.error(span, format!("`{}` takes one value", spec.name)));
+        }
+        if spec.kind == OptionKind::Number && value.parse::<u64>().is_err() {
+            return Err(self.error(span, format!("expected {what}, found `{value}`")));
+        }
+        Ok(value.to_owned())
     }
 
     fn rule(&mut self, pass: &dyn Pass) -> Result<&'static str, ParsePipelineError> {
-        let (name, span) = self.word("the name of a rule")?;
+        let (name, span) = self.word(&[], "the name of a rule")?;
         let rules = pass.rules();
         if let Some(rule) = rules.iter().find(|r| r.name == name) {
             return Ok(rule.name);
@@ -359,7 +419,11 @@ mod tests {
     #[test]
     fn a_broken_module_is_laid_to_its_pass() {
         let mut pipeline = Pipeline::parse("dce").unwrap();
-        pipeline.steps.push(Step { pass: &Breaks, disabled: Vec::new() });
+        pipeline.steps.push(Step {
+            pass: &Breaks,
+            disabled: Vec::new(),
+            options: Options::default(),
+        });
         let mut ctx = PassCtx::new(&Plain);
         let e = pipeline.run(&mut small(), &ctx, &mut ()).unwrap_err().to_string();
         assert!(e.starts_with("the module does not verify after pass `breaks`:\n"), "{e}");
@@ -407,7 +471,14 @@ mod tests {
 
     #[test]
     fn pipelines_round_trip() {
-        for text in ["", "cse", "cse,fold,dce", "fuse{disable=matmul-add|matmul-multi},dce"] {
+        let texts = [
+            "",
+            "cse",
+            "cse,fold,dce",
+            "fuse{disable=matmul-add|matmul-multi},dce",
+            "autodiff{func=main.grad,wrt=x|w,result=1}",
+        ];
+        for text in texts {
             assert_eq!(Pipeline::parse(text).unwrap().to_string(), text);
         }
         let spaced = Pipeline::parse(" cse , fuse { disable = matmul-add } ").unwrap();
@@ -429,6 +500,17 @@ mod tests {
             ),
             ("dce{disable=x}", 12..13, "pass `dce` has no rules that can be switched off"),
             ("fuse{enable=x}", 5..11, "unknown option `enable`; there are disable"),
+            ("autodiff{fun=main}", 9..12, "unknown option `fun`; did you mean `func`?"),
+            ("autodiff{func=a|b}", 16..17, "`func` takes one value"),
+            ("autodiff{func=a,func=b}", 16..20, "option `func` is given twice"),
+            ("autodiff{result=one}", 16..19, "expected a whole number, found `one`"),
+            ("autodiff{wrt=}", 13..14, "expected a name"),
+            (
+                "cse,autodiff{func=main}",
+                4..12,
+                "`autodiff` needs the option `wrt`: the parameters it differentiates with \
+                 respect to",
+            ),
             ("fuse{disable=matmul-add", 23..23, "expected `,`, `|` or `}`"),
             ("fuse{disable", 12..12, "expected `=`"),
             ("é", 0..2, "expected the name of a pass"),

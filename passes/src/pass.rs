@@ -7,11 +7,54 @@ use aether_ir::target::Target;
 use aether_ir::{ConstSource, Module};
 use indexmap::IndexMap;
 
+use crate::autodiff::AutodiffError;
+
 /// One named rewrite or decision of a pass, which can be switched off by that name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub name: &'static str,
     pub doc: &'static str,
+}
+
+/// What values an option of a pass takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptionKind {
+    /// One name of the module: a function, a parameter.
+    Name,
+    /// One or more such names: `x|w`.
+    Names,
+    /// A whole number.
+    Number,
+}
+
+/// An option that a pass takes in a pipeline: `autodiff{func=main}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionSpec {
+    pub name: &'static str,
+    pub kind: OptionKind,
+    pub required: bool,
+    pub doc: &'static str,
+}
+
+/// The options given to one step, as [`Pass::options`] allows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options(pub IndexMap<&'static str, Vec<String>>);
+
+impl Options {
+    /// The names given for an option, none when it is absent.
+    pub fn names(&self, option: &str) -> &[String] {
+        self.0.get(option).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The number given for an option.
+    pub fn number(&self, option: &str) -> Option<u64> {
+        self.name(option)?.parse().ok()
+    }
+
+    /// The one name given for an option.
+    pub fn name(&self, option: &str) -> Option<&str> {
+        self.names(option).first().map(String::as_str)
+    }
 }
 
 /// A transformation of a module.
@@ -26,6 +69,11 @@ pub trait Pass: Sync {
 
     /// The parts that can be switched off one by one.
     fn rules(&self) -> &'static [Rule] {
+        &[]
+    }
+
+    /// What the pass is told in a pipeline. A pass with a required option cannot run without.
+    fn options(&self) -> &'static [OptionSpec] {
         &[]
     }
 
@@ -54,6 +102,8 @@ pub struct PassCtx<'a> {
     pub max_rewrites: Option<u64>,
     /// The rules of the rewrites done so far, shared by all copies of the context.
     applied: Arc<Mutex<Vec<&'static str>>>,
+    /// What this step was told.
+    pub options: Options,
 }
 
 impl<'a> PassCtx<'a> {
@@ -67,6 +117,7 @@ impl<'a> PassCtx<'a> {
             disabled: BTreeSet::new(),
             max_rewrites: None,
             applied: Arc::default(),
+            options: Options::default(),
         }
     }
 
@@ -128,6 +179,9 @@ pub enum PassError {
     /// Something within one function.
     #[error("in @{func}: {message}")]
     Func { func: Arc<str>, message: String },
+    /// A function cannot be differentiated.
+    #[error(transparent)]
+    Autodiff(#[from] AutodiffError),
     /// Something about the whole module.
     #[error("{0}")]
     Module(String),

@@ -50,19 +50,21 @@ pub fn call_graph(module: &Module) -> DiGraph<usize, ()> {
     graph
 }
 
-/// Indices of the functions that are run from outside: `main`, or without one each function that
-/// no other calls.
+/// Indices of the functions that are run from outside: `main` and what was derived from it
+/// (`main.grad`), or without a `main` each function that no other calls.
 pub fn entries(module: &Module) -> Vec<usize> {
-    if let Some(main) = module.funcs.get_index_of("main") {
-        return vec![main];
-    }
     let mut called = vec![false; module.funcs.len()];
     for inst in module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op == Op::Call) {
         if let Some(i) = inst.symbol.as_ref().and_then(|s| module.funcs.get_index_of(s)) {
             called[i] = true;
         }
     }
-    (0..called.len()).filter(|&i| !called[i]).collect()
+    let main = module.funcs.get_index_of("main");
+    let from_main =
+        |i: &usize| module.funcs.get_index(*i).is_some_and(|(name, _)| name.starts_with("main."));
+    let is_entry =
+        |i: &usize| main.map_or(!called[*i], |main| *i == main || (from_main(i) && !called[*i]));
+    (0..called.len()).filter(is_entry).collect()
 }
 
 /// The first `prefix.N` that names no constant yet; `next` remembers where to look on.

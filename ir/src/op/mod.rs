@@ -127,7 +127,7 @@ use elementwise as ew;
 
 op_table! {
     Constant "constant" 0..=0, [], shape::infer_declared, None, "A constant of the module, named by `@symbol`.";
-    Call "call" 0..=4096, [], shape::infer_declared, None, "Calls the function `@symbol`.";
+    Call "call" 0..=4096, [opt("checkpoint", AttrKind::Bool, "a gradient recomputes the callee's values instead of keeping them (default false)")], shape::infer_declared, None, "Calls the function `@symbol`.";
     Splat "splat" 0..=0, [req("value", AttrKind::Float, "the value of every element")], shape::infer_declared, Some(shape::eval_splat), "A tensor filled with one value.";
     Iota "iota" 0..=0, [AXIS], shape::infer_iota, Some(shape::eval_iota), "Counts 0, 1, 2, … along an axis.";
 

@@ -62,6 +62,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         let mut text = String::new();
         for pass in passes() {
             text.push_str(&format!("{:<10} {}\n", pass.name(), pass.doc()));
+            for option in pass.options() {
+                let need = if option.required { " (required)" } else { "" };
+                text.push_str(&format!(
+                    "  {:<16} {}{need}\n",
+                    format!("{}=", option.name),
+                    option.doc
+                ));
+            }
             for rule in pass.rules() {
                 text.push_str(&format!("  {:<16} {}\n", rule.name, rule.doc));
             }
