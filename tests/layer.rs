@@ -22,6 +22,10 @@ fn a_layer_as_built_optimised_and_planned() {
     pipeline.run(&mut module, &PassCtx::new(&target), &mut ()).unwrap();
     insta::assert_snapshot!("optimised", aether_ir::print_module(&module));
 
+    let mut again = module.clone();
+    pipeline.run(&mut again, &PassCtx::new(&target), &mut ()).unwrap();
+    assert_eq!(aether_ir::print_module(&again), aether_ir::print_module(&module));
+
     let plan = aether_passes::plan(&module, &target).unwrap();
     insta::assert_snapshot!("plan", aether_passes::plan::text(&module, &plan));
 }

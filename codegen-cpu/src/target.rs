@@ -1,7 +1,7 @@
 //! The CPU as the passes see it: layouts, fusions, costs, scratch.
 
 use aether_ir::target::{Cost, Target};
-use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
+use aether_ir::{Attrs, DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
 
 use crate::kernels::attention::Attention;
@@ -53,6 +53,17 @@ impl Target for CpuTarget {
                 f32_left && operands.iter().skip(1).take(1).all(|w| quantized(w) || dense(w))
             }
             Op::MatmulMulti => f32_left,
+            _ => true,
+        }
+    }
+
+    fn has_kernel(&self, op: Op, attrs: &Attrs, operands: &[&TensorType]) -> bool {
+        match op {
+            Op::Attention => {
+                operands[0].dtype == DType::F32
+                    && matches!(operands[1].dtype, DType::F16 | DType::F32 | DType::Bf16)
+                    && attrs.bool("causal", true)
+            }
             _ => true,
         }
     }

@@ -4,6 +4,7 @@
 
 use indexmap::IndexMap;
 
+use crate::attr::Attrs;
 use crate::dim::{Symbol, SymbolRange};
 use crate::module::{Func, Inst};
 use crate::op::Op;
@@ -31,6 +32,12 @@ pub trait Target {
 
     /// Whether the target has a kernel for an op that fusion introduces, given the types.
     fn supports(&self, op: Op, operands: &[&TensorType]) -> bool;
+
+    /// Whether the target has a kernel for this op with these attributes, or else carries it out
+    /// slowly by its reference meaning. Rules that recognise an op in its parts ask.
+    fn has_kernel(&self, _op: Op, _attrs: &Attrs, _operands: &[&TensorType]) -> bool {
+        true
+    }
 
     /// The cost of an op at the given types; symbols count with their value in `sizes`.
     fn cost(

@@ -177,6 +177,16 @@ fn softmax_sums_to_one_and_agrees_with_its_logarithm() {
     }
 }
 
+/// The strides of both broadcasts fall towards the front, so an order that follows memory would be
+/// another than row-major.
+#[test]
+fn broadcasts_of_both_operands_keep_their_order() {
+    let x = Tensor::from_f32(&[2, 1, 1], &[1.0, 2.0]).unwrap();
+    let y = Tensor::from_f32(&[3, 1], &[10.0, 20.0, 30.0]).unwrap();
+    let sum = one(Op::Add, &Attrs::new(), &[&x, &y], DType::F32, &[2, 3, 1]);
+    assert_eq!(sum.to_f64_vec().unwrap(), [11.0, 21.0, 31.0, 12.0, 22.0, 32.0]);
+}
+
 #[test]
 fn transposing_back_is_the_identity() {
     let mut rng = fastrand::Rng::with_seed(2);

@@ -115,7 +115,7 @@ fn the_cpu_computes_what_the_interpreter_says() {
 fn passes_change_nothing_but_rounding() {
     let tiny = Tiny::llama(QUANTIZED);
     let want = computed(&load(&tiny, &options()), &PROMPT);
-    for pipeline in ["", "cse,fold,dce", "layout", "fuse", "layout,fuse,dce"] {
+    for pipeline in ["", "simplify", "cse,fold,dce", "layout", "fuse", "layout,fuse,dce"] {
         let pipeline = Some(pipeline.to_owned());
         let model = load(&tiny, &LoadOptions { pipeline: pipeline.clone(), ..options() });
         let distance = distance(&computed(&model, &PROMPT), &want);

@@ -16,6 +16,7 @@ pub mod manager;
 pub mod pass;
 pub mod plan;
 pub mod plan_check;
+pub mod simplify;
 pub mod util;
 
 pub use manager::{

@@ -17,6 +17,7 @@ use crate::util::nearest;
 
 static PASSES: &[&dyn Pass] = &[
     &crate::autodiff::AutodiffPass,
+    &crate::simplify::Simplify,
     &crate::cse::Cse,
     &crate::fold::Fold,
     &crate::dce::Dce,
@@ -36,7 +37,7 @@ pub fn pass(name: &str) -> Option<&'static dyn Pass> {
 }
 
 /// The pipeline that modules are compiled with when none is asked for.
-pub const DEFAULT_PIPELINE: &str = "cse,fold,dce,layout,fuse,dce";
+pub const DEFAULT_PIPELINE: &str = "simplify,cse,fold,dce,layout,fuse,dce";
 
 /// A pipeline's text cannot be read. [`Display`](fmt::Display) shows the text with a caret.
 #[derive(Clone, Debug, PartialEq, Eq)]

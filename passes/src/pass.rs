@@ -132,6 +132,12 @@ impl<'a> PassCtx<'a> {
         allowed
     }
 
+    /// A copy that counts rewrites anew and without a limit.
+    #[must_use]
+    pub fn without_counting(&self) -> Self {
+        PassCtx { max_rewrites: None, applied: Arc::default(), ..self.clone() }
+    }
+
     /// The rules of the rewrites done with this context and its copies, in order.
     pub fn rewrites(&self) -> Vec<&'static str> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()

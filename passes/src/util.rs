@@ -1,5 +1,6 @@
 //! What several passes need: dense renumbering, the call graph, fresh names.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use aether_ir::{Func, Module, Op, ValueId};
@@ -9,8 +10,9 @@ use petgraph::graph::{DiGraph, NodeIndex};
 const GONE: u32 = u32::MAX;
 
 /// Drops values that nothing defines and renumbers the rest in order of definition, parameters
-/// first. Every pass ends with it, so that equal functions have equal numbers.
-pub fn compact(func: &mut Func) {
+/// first. Every pass ends with it, so that equal functions have equal numbers. Returns the new
+/// number of each value that is left.
+pub fn compact(func: &mut Func) -> HashMap<ValueId, ValueId> {
     let mut new_id = vec![GONE; func.values.len()];
     let mut order = Vec::with_capacity(func.values.len());
     let defined = func.params.iter().chain(func.body.iter().flat_map(|inst| &inst.results));
@@ -18,8 +20,10 @@ pub fn compact(func: &mut Func) {
         new_id[v.index()] = order.len() as u32;
         order.push(*v);
     }
+    let numbers = order.iter().enumerate().map(|(i, &v)| (v, ValueId(i as u32)));
+    let renumbered = numbers.collect();
     if order.len() == func.values.len() && order.iter().enumerate().all(|(i, v)| v.index() == i) {
-        return;
+        return renumbered;
     }
     func.values = order.iter().map(|v| func.values[v.index()].clone()).collect();
     let renumber = |v: &mut ValueId| v.0 = new_id[v.index()];
@@ -31,6 +35,7 @@ pub fn compact(func: &mut Func) {
             renumber(&mut operand.value);
         }
     }
+    renumbered
 }
 
 /// The functions of a module with an edge from caller to callee for each call.

@@ -1,9 +1,9 @@
-//! Rewrites limited in number, and cost figures.
+//! Rewrites limited in number, explained, repeated; cost figures.
 
 mod common;
 
 use aether_ir::{Module, parse_and_verify, text::print};
-use aether_passes::{PassCtx, Pipeline, cost};
+use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, cost, simplify};
 use common::TestTarget;
 
 fn layer() -> Module {
@@ -53,4 +53,67 @@ fn calls_cost_what_their_callees_cost() {
     assert_eq!((total.bytes, total.launches), (2.0 * 64.0, 2.0));
     assert_eq!(cost::of_func(&twice, &ctx, "f").bytes, 64.0);
     assert_eq!(cost::of_func(&twice, &ctx, "nothing").bytes, 0.0);
+}
+
+fn file(text: &str) -> Module {
+    parse_and_verify(text.split("// expect:").next().unwrap()).unwrap()
+}
+
+#[test]
+fn a_limit_holds_for_the_whole_pipeline() {
+    let module = file(include_str!("filetests/simplify_arithmetic.aet"));
+    let run = |max: Option<u64>| {
+        let mut module = module.clone();
+        let mut ctx = PassCtx::new(&TestTarget);
+        ctx.max_rewrites = max;
+        Pipeline::parse(DEFAULT_PIPELINE).unwrap().run(&mut module, &ctx, &mut ()).unwrap();
+        (print(&module), ctx.rewrites())
+    };
+    let (_, all) = run(None);
+    assert!(all.len() > 10, "{all:?}");
+    for n in 0..=all.len() {
+        let (_, applied) = run(Some(n as u64));
+        assert_eq!(applied, all[..n]);
+    }
+}
+
+fn explained(module: &Module, value: &str) -> String {
+    let ctx = PassCtx::new(&TestTarget);
+    match simplify::explain(module, &ctx, "main", value) {
+        Ok(steps) => steps.iter().map(|s| format!("{s}\n")).collect(),
+        Err(e) => format!("{e}\n"),
+    }
+}
+
+#[test]
+fn rewrites_are_explained() {
+    let movement = file(include_str!("filetests/simplify_movement.aet"));
+    let norm = file(include_str!("filetests/simplify_norm.aet"));
+    let mut out = String::new();
+    for (module, values) in
+        [(&movement, &["%a", "%b", "c", "%x", "%nothing"][..]), (&norm, &["%soft", "%rms"])]
+    {
+        for value in values {
+            out += &format!("{value}\n{}\n", explained(module, value));
+        }
+    }
+    insta::assert_snapshot!(out);
+    assert!(out.contains("transpose-transpose") && out.contains("[softmax"));
+}
+
+/// Hash maps are seeded anew each time, so their order would show.
+#[test]
+fn output_is_the_same_every_time() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let module = file(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        let run = || {
+            let mut module = module.clone();
+            let ctx = PassCtx::new(&TestTarget);
+            Pipeline::parse(DEFAULT_PIPELINE).unwrap().run(&mut module, &ctx, &mut ()).unwrap();
+            print(&module)
+        };
+        let first = run();
+        assert!((1..20).all(|_| run() == first));
+    }
 }

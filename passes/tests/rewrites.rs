@@ -134,8 +134,8 @@ fn each_rule_alone_keeps_the_meaning() {
 #[test]
 fn pipelines_keep_the_meaning_of_random_modules() {
     let mut rng = fastrand::Rng::with_seed(4);
-    let pipelines = ["cse", "fold", "dce", "layout", "fuse", DEFAULT_PIPELINE];
-    let mut changed = [0; 6];
+    let pipelines = ["simplify", "cse", "fold", "dce", "layout", "fuse", DEFAULT_PIPELINE];
+    let mut changed = [0; 7];
     for round in 0..600 {
         let before = graphs::module(&mut rng, 24);
         let bindings = Bindings::from([("s".into(), rng.u64(1..=graphs::S_MAX))]);
@@ -190,7 +190,10 @@ fn long_functions_take_time_in_proportion() {
         let mut m = long(n);
         let ctx = PassCtx::new(&TestTarget);
         let start = std::time::Instant::now();
-        Pipeline::parse("cse,dce,layout,fuse,dce").unwrap().run(&mut m, &ctx, &mut ()).unwrap();
+        Pipeline::parse("simplify,cse,dce,layout,fuse,dce")
+            .unwrap()
+            .run(&mut m, &ctx, &mut ())
+            .unwrap();
         let fused = m.funcs["main"].body.iter().filter(|i| i.op == Op::MatmulAdd).count();
         assert_eq!(fused, n / 4);
         start.elapsed().as_secs_f64()

@@ -3,7 +3,7 @@
 //! Meanings: floats are computed in f64 with `libm`, so that results are the same on every
 //! machine, and rounded once; integers are computed in i64 and wrap to their width.
 
-use ndarray::{ArrayD, Zip};
+use ndarray::ArrayD;
 
 use super::InferCtx;
 use crate::dtype::DType;
@@ -149,7 +149,9 @@ fn pairs<A: Copy, B: Clone + Default>(
     let numel = a.len();
     let mut out = crate::tensor::reserve(numel)
         .ok_or_else(|| EvalError(format!("no memory for {numel} elements")))?;
-    Zip::from(a).and(b).for_each(|x, y| out.push(f(*x, *y)));
+    // Row-major, whatever order would suit the strides of the broadcasts (`ndarray::Zip` follows
+    // those).
+    out.extend(a.iter().zip(b.iter()).map(|(x, y)| f(*x, *y)));
     Ok(out)
 }
 

@@ -28,7 +28,9 @@ mod scalar;
 
 pub use lexer::is_keyword;
 pub use parse::{MAX_DIAGNOSTICS, MAX_SOURCE, parse_and_verify, parse_module, parse_with_map};
-pub use print::{LIST_MAX, explain, print_module, print_module as print, print_with_map};
+pub use print::{
+    LIST_MAX, explain, print_module, print_module as print, print_with_map, value_names,
+};
 
 use crate::module::Module;
 

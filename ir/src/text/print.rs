@@ -258,7 +258,7 @@ fn listed(ty: &TensorType, bytes: &[u8]) -> Option<Vec<String>> {
 }
 
 /// What each defined value is called in the text, sigil included.
-fn value_names(func: &Func) -> Vec<Option<String>> {
+pub fn value_names(func: &Func) -> Vec<Option<String>> {
     let given: HashSet<&str> = func.values.iter().filter_map(|v| v.name.as_deref()).collect();
     let mut taken: HashSet<String> = HashSet::new();
     let mut names = vec![None; func.values.len()];

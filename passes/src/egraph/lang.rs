@@ -3,7 +3,8 @@
 //! A node's head is the op with its attributes as text, `matmul{transpose_b=true}`, so patterns
 //! are written as they are read. Where the type rule takes the result type from the text (`cast`,
 //! `reshape`), the type is part of the head. Instructions that must stay as they are (calls,
-//! several results, donated operands) are leaves that stand for their value.
+//! several results, donated operands) are leaves that stand for their value; a leaf may be known
+//! to hold one number throughout.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use aether_ir::op::InferCtx;
-use aether_ir::{Attr, Attrs, Func, Inst, Op, TensorType, ValueId};
+use aether_ir::{Attr, Attrs, DType, Func, Inst, Op, Tensor, TensorType, ValueId};
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 
 /// The e-graph of one function.
@@ -27,7 +28,11 @@ pub struct Head {
 #[derive(Clone, Debug)]
 enum Meaning {
     /// A value that the graph does not look into.
-    Leaf(TensorType),
+    Leaf {
+        value: ValueId,
+        ty: TensorType,
+        number: Option<Number>,
+    },
     Op {
         op: Op,
         attrs: Attrs,
@@ -35,6 +40,73 @@ enum Meaning {
     },
     /// A pattern's head, known by its key alone.
     Pattern,
+}
+
+/// A number that all elements of a value are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    /// Of a floating-point type.
+    Float(f64),
+    /// Of an integer type or `bool` (0 or 1).
+    Int(i64),
+}
+
+impl Number {
+    /// The first element of a tensor, whatever its plain type.
+    pub fn of(tensor: &Tensor) -> Option<Number> {
+        if tensor.dtype().is_quantized() {
+            return None;
+        }
+        if tensor.dtype().is_float() {
+            return tensor.to_f64_vec().ok()?.first().map(|&v| Number::Float(v));
+        }
+        tensor.to_i64_vec().ok()?.first().map(|&v| Number::Int(v))
+    }
+
+    /// The `value` attribute of a splat as its elements hold it.
+    pub fn of_splat(dtype: DType, value: &Attr) -> Option<Number> {
+        match value {
+            Attr::Int(v) if dtype == DType::I64 => Some(Number::Int(*v)),
+            Attr::Int(v) => Number::of(&Tensor::splat(dtype, &[], *v as f64).ok()?),
+            Attr::Float(v) => Number::of(&Tensor::splat(dtype, &[], *v).ok()?),
+            _ => None,
+        }
+    }
+
+    /// The value as f64, rounded beyond 2^53.
+    pub fn as_f64(self) -> f64 {
+        match self {
+            Number::Float(v) => v,
+            Number::Int(v) => v as f64,
+        }
+    }
+
+    /// The attribute of a splat of it.
+    pub fn attr(self) -> Attr {
+        match self {
+            Number::Float(v) => Attr::Float(v),
+            Number::Int(v) => Attr::Int(v),
+        }
+    }
+
+    /// Whether it is exactly the number `n`; 0 is -0.
+    pub fn is(self, n: f64) -> bool {
+        match self {
+            Number::Float(v) => v == n,
+            Number::Int(v) => n.fract() == 0.0 && n.abs() < 1e15 && v == n as i64,
+        }
+    }
+}
+
+/// The number that all elements of a class are, when one of its nodes says so.
+pub fn number(graph: &Graph, class: Id) -> Option<Number> {
+    graph[class].nodes.iter().find_map(|node| match &node.head.meaning {
+        Meaning::Leaf { number, .. } => *number,
+        Meaning::Op { op: Op::Splat, attrs, declared } => {
+            Number::of_splat(declared.first()?.dtype, attrs.get("value")?)
+        }
+        _ => None,
+    })
 }
 
 /// An e-node.
@@ -47,8 +119,36 @@ pub struct Node {
 impl Node {
     /// A value as it is.
     pub fn leaf(value: ValueId, ty: &TensorType) -> Self {
+        Node::known_leaf(value, ty, None)
+    }
+
+    /// A value as it is, all of whose elements are `number` when that is known.
+    pub fn known_leaf(value: ValueId, ty: &TensorType, number: Option<Number>) -> Self {
         let key = format!("%{}", value.0).into();
-        Node { head: Arc::new(Head { key, meaning: Meaning::Leaf(ty.clone()) }), children: vec![] }
+        let meaning = Meaning::Leaf { value, ty: ty.clone(), number };
+        Node { head: Arc::new(Head { key, meaning }), children: vec![] }
+    }
+
+    /// The same node over other classes.
+    #[must_use]
+    pub fn with_children(&self, children: Vec<Id>) -> Self {
+        Node { head: self.head.clone(), children }
+    }
+
+    /// The value that a leaf stands for.
+    pub fn as_leaf(&self) -> Option<ValueId> {
+        match &self.head.meaning {
+            Meaning::Leaf { value, .. } => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// The result types that stand in the head.
+    pub fn declared(&self) -> &[TensorType] {
+        match &self.head.meaning {
+            Meaning::Op { declared, .. } => declared,
+            _ => &[],
+        }
     }
 
     /// An op over classes.
@@ -68,15 +168,12 @@ impl Node {
         if inst.op == Op::Barrier || inst.operands.iter().any(|o| o.donated) {
             return None;
         }
-        let declared = match inst.op {
-            Op::Splat
-            | Op::Iota
-            | Op::Cast
-            | Op::Quantize
-            | Op::Reshape
-            | Op::Broadcast
-            | Op::Pack => vec![func.ty(*result).clone()],
-            _ => Vec::new(),
+        // Ops whose result type does not follow from their operands carry it in their head.
+        let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
+        let rule = InferCtx { operands: &operands, attrs: &inst.attrs, declared: &[] };
+        let declared = match (inst.op.info().infer)(&rule) {
+            Ok(types) if types.len() == 1 => Vec::new(),
+            _ => vec![func.ty(*result).clone()],
         };
         let children = inst.inputs().map(class).collect();
         Some(Node::op(inst.op, inst.attrs.clone(), declared, children))
@@ -86,7 +183,7 @@ impl Node {
     pub fn as_op(&self) -> Option<(Op, &Attrs)> {
         match &self.head.meaning {
             Meaning::Op { op, attrs, .. } => Some((*op, attrs)),
-            Meaning::Leaf(_) | Meaning::Pattern => None,
+            Meaning::Leaf { .. } | Meaning::Pattern => None,
         }
     }
 
@@ -188,7 +285,7 @@ impl Analysis<Node> for Types {
 
     fn make(graph: &mut Graph, node: &Node, _id: Id) -> Self::Data {
         match &node.head.meaning {
-            Meaning::Leaf(ty) => Some(ty.clone()),
+            Meaning::Leaf { ty, .. } => Some(ty.clone()),
             Meaning::Op { op, attrs, declared } => {
                 infer(graph, *op, attrs, declared, &node.children)
             }
