@@ -42,6 +42,12 @@ const CASES: &[Case] = &[
         tolerance: FLOAT,
     },
     Case {
+        name: "products with activations behind them",
+        source: "module @m {\n  sym s in 1..=64\n  func @main(%x: tensor<[s]x65xf32>, %w: tensor<50x65xf16>, %p: tensor<65x50xf32>, %b: tensor<50xf32>, %r: tensor<[s]x50xf32>) -> (tensor<[s]x50xf32>, tensor<[s]x50xf32>, tensor<[s]x50xf32>, tensor<[s]x50xf32>) {\n    %0 = matmul %x, %w {transpose_b = true} : tensor<[s]x50xf32>\n    %1 = add %b, %0 : tensor<[s]x50xf32>\n    %2 = gelu %1 : tensor<[s]x50xf32>\n    %3 = matmul %x, %p : tensor<[s]x50xf32>\n    %4 = add %3, %r : tensor<[s]x50xf32>\n    %5 = silu %4 : tensor<[s]x50xf32>\n    %6 = matmul %x, %p : tensor<[s]x50xf32>\n    %7 = add %6, %b : tensor<[s]x50xf32>\n    %8 = tanh %7 : tensor<[s]x50xf32>\n    %9 = matmul %x, %w {transpose_b = true} : tensor<[s]x50xf32>\n    %10 = relu %9 : tensor<[s]x50xf32>\n    return %2, %5, %8, %10\n  }\n}\n",
+        symbols: &[("s", 53)],
+        tolerance: FLOAT,
+    },
+    Case {
         name: "reductions and movement by the reference",
         source: "module @m {\n  func @main(%x: tensor<4x6xf32>) -> (tensor<4xf32>, tensor<6x4xf32>, tensor<4xi32>) {\n    %0 = reduce_sum %x {axes = [1]} : tensor<4xf32>\n    %1 = transpose %x {perm = [1, 0]} : tensor<6x4xf32>\n    %2 = argmax %x {axis = -1} : tensor<4xi32>\n    return %0, %1, %2\n  }\n}\n",
         symbols: &[],
@@ -167,7 +173,8 @@ fn quantised_products_agree_with_the_interpreter() {
              %5 = add %4, %r : {y}\n    \
              %6 = matmul %x, %g {{transpose_b = true}} : {y}\n    \
              %7 = add %6, %b : {y}\n    \
-             return %3, %5, %7\n  }}\n  \
+             %8 = sigmoid %7 : {y}\n    \
+             return %3, %5, %8\n  }}\n  \
              func @main(%x: tensor<[s]x{cols}xf32>, %r: {y}, %b: tensor<{rows}xf32>, %i: tensor<2xi32>) -> ({y}, {y}, {y}, tensor<2x{cols}xf32>) {{\n    \
              %g = constant @g : {w}\n    %u = constant @u : {w}\n    \
              %0, %1, %2 = call @layer %x, %g, %u, %r, %b : {y}, {y}, {y}\n    \

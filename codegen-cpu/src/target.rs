@@ -1,5 +1,6 @@
 //! The CPU as the passes see it: layouts, fusions, costs, scratch.
 
+use aether_ir::fusion::Role;
 use aether_ir::target::{Cost, Target};
 use aether_ir::{Attrs, DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
@@ -49,7 +50,7 @@ impl Target for CpuTarget {
         };
         match op {
             Op::MatmulGated => f32_left && operands.iter().skip(1).take(2).all(quantized),
-            Op::MatmulAdd => {
+            Op::MatmulAdd | Op::MatmulAct => {
                 f32_left && operands.iter().skip(1).take(1).all(|w| quantized(w) || dense(w))
             }
             Op::MatmulMulti => f32_left,
@@ -93,7 +94,7 @@ impl Target for CpuTarget {
             ty.shape.0.last().and_then(|d| d.eval(|s| Some(sizes(s)))).unwrap_or(1) as f64
         };
         let flops = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulMulti => {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => {
                 out * operands.first().map_or(1.0, |x| last(x))
             }
             Op::MatmulGated => 2.0 * out * operands.first().map_or(1.0, |x| last(x)),
@@ -108,7 +109,8 @@ impl Target for CpuTarget {
         };
         // A product prepares its left operand in a step of its own.
         let launches = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulMulti | Op::MatmulGated => 2.0,
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct => 2.0,
+            Op::MatmulMulti | Op::MatmulGated => 2.0,
             _ => 1.0,
         };
         Cost { bytes: moved, flops, launches }
@@ -135,7 +137,7 @@ impl Target for CpuTarget {
             return bytes;
         }
         match inst.op {
-            Op::Matmul if !inst.attrs.bool("transpose_b", false) => {
+            Op::Matmul | Op::MatmulAct if !inst.attrs.bool("transpose_b", false) => {
                 match types[1].shape.0.as_slice() {
                     [k, n] => product::plain_scratch_bytes(self.isa, self.threads, max(k), max(n)),
                     _ => 0,
@@ -147,7 +149,7 @@ impl Target for CpuTarget {
                 let out = inst.results.first().map(|&r| func.ty(r));
                 out.map_or(0, |out| reduce::scratch_bytes(inst, out, symbols))
             }
-            Op::Matmul | Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti => {
                 let x = types[0];
                 let tokens: usize = x.shape.0[..x.rank().max(1) - 1].iter().map(max).product();
                 let weights = match inst.op {
@@ -183,13 +185,9 @@ impl Target for CpuTarget {
         match op {
             Op::RmsNorm | Op::LayerNorm | Op::Rope | Op::Softmax | Op::LogSoftmax => operand == 0,
             Op::Cumsum | Op::ScatterAdd => operand == 0,
-            Op::Neg | Op::Abs | Op::Relu | Op::Sqrt | Op::Rsqrt | Op::Exp | Op::Log | Op::Sin => {
-                true
-            }
-            Op::Cos | Op::Tanh | Op::Sigmoid | Op::Silu | Op::Gelu | Op::GeluTanh | Op::Erf => true,
-            Op::Floor | Op::Ceil | Op::Round => true,
-            Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Max | Op::Min => true,
-            _ => false,
+            Op::Fused => true,
+            // One loop, as `fused`: an operand of the result's type has all its elements.
+            op => Role::of(op) == Some(Role::Map),
         }
     }
 }

@@ -230,8 +230,11 @@ fn epilogues_and_strided_outputs_from_two_threads() {
                 let (acts, bias, w) = (&acts, &bias, w.view());
                 scope.spawn(move || {
                     let ptr = shared as *mut f32;
-                    let epilogue =
-                        Epilogue { bias: Some(bias), residual: Some((ptr.cast_const(), stride)) };
+                    let epilogue = Epilogue {
+                        bias: Some(bias),
+                        residual: Some((ptr.cast_const(), stride)),
+                        act: None,
+                    };
                     // SAFETY: `out` holds all tokens and rows; the ranges are disjoint.
                     unsafe { qmatmul(isa, &w, acts, range, OutPtr { ptr, stride }, &epilogue) }
                         .unwrap();
@@ -310,7 +313,7 @@ fn misfits_are_refused_with_a_reason() {
     let isa = Isa::Scalar;
     let ptr = OutPtr { ptr: out.as_mut_ptr(), stride: 20 };
     let none = Epilogue::default();
-    let bias = Epilogue { bias: Some(&[0.0; 3]), residual: None };
+    let bias = Epilogue { bias: Some(&[0.0; 3]), ..Epilogue::default() };
     // SAFETY: `out` holds two tokens of up to 21 rows.
     let (length, range, operand, gated) = unsafe {
         (

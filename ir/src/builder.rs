@@ -63,6 +63,11 @@ impl FuncBuilder {
         self.func.ty(value)
     }
 
+    /// Whether a value is a parameter.
+    pub fn is_param(&self, value: ValueId) -> bool {
+        self.func.params.contains(&value)
+    }
+
     /// Names a value in the text form.
     pub fn name(&mut self, value: ValueId, name: &str) {
         self.func.values[value.index()].name = Some(name.into());
@@ -152,6 +157,17 @@ impl FuncBuilder {
     ) -> Vec<ValueId> {
         let callee = Some(callee.into());
         self.push(Op::Call, operands.to_vec(), Attrs::new(), callee, result_types.to_vec())
+    }
+
+    /// Runs a function whose body is one loop ([`crate::fusion`]), with these result types.
+    pub fn fused(
+        &mut self,
+        callee: impl Into<Arc<str>>,
+        operands: &[Operand],
+        result_types: &[TensorType],
+    ) -> Vec<ValueId> {
+        let callee = Some(callee.into());
+        self.push(Op::Fused, operands.to_vec(), Attrs::new(), callee, result_types.to_vec())
     }
 
     /// Ends the function.

@@ -238,7 +238,7 @@ impl<'m> Interpreter<'m> {
                 .map_err(failed)?;
             let results = match inst.op {
                 Op::Constant => vec![self.constant(inst).map_err(failed)?],
-                Op::Call => {
+                op if op.is_call() => {
                     let callee = inst.symbol.as_deref().unwrap_or_default();
                     let callee =
                         self.module.funcs.get(callee).ok_or_else(|| {
@@ -442,7 +442,7 @@ fn check_types(results: &[Tensor], types: &[ConcreteType]) -> Result<(), String>
     }
 }
 
-/// Carries out one instruction other than `constant` and `call`, as constant folding does.
+/// Carries out one instruction other than `constant`, `call` and `fused`, as constant folding does.
 ///
 /// # Errors
 /// When the type rule refuses the operands or results, a result has more elements than

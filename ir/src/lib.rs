@@ -5,6 +5,7 @@ pub mod builder;
 pub mod diag;
 pub mod dim;
 pub mod dtype;
+pub mod fusion;
 pub mod interp;
 pub mod module;
 pub mod op;

@@ -30,7 +30,7 @@
 //! - V17: attributes are known
 //! - V18: attributes are of the right kind
 //! - V19: required attributes are present
-//! - V20: `call` and `constant` have a symbol, other ops have none
+//! - V20: `call`, `fused` and `constant` have a symbol, other ops have none
 //! - V21: the symbol names a function or a constant of the module
 //! - V22: a `constant` has the type of its constant
 //! - V23: a call's arguments have the types of the parameters
@@ -47,6 +47,7 @@
 //! - V31: functions do not call themselves, and calls nest at most [`MAX_CALL_DEPTH`] deep
 //! - V32: a function is at most [`MAX_EXPANDED`] instructions, those of the functions that it
 //!   calls counted
+//! - V33: a function that `fused` names is one loop over elements ([`crate::fusion`])
 
 mod body;
 
@@ -54,6 +55,7 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Loc};
 use crate::dim::is_symbol_name;
+use crate::fusion::Fusion;
 use crate::module::{Const, ConstData, Func, Module, Span, ValueId};
 use crate::op::Op;
 use crate::text::{MAX_DIAGNOSTICS, is_keyword};
@@ -95,6 +97,7 @@ pub fn verify(module: &Module) -> Result<(), Vec<Diagnostic>> {
         body::check(&mut v, i, func);
     }
     v.calls();
+    v.fused();
     if v.diagnostics.is_empty() { Ok(()) } else { Err(v.diagnostics) }
 }
 
@@ -287,7 +290,7 @@ impl<'m> Verifier<'m> {
                     continue;
                 };
                 let callee = match (&inst.op, &inst.symbol) {
-                    (Op::Call, Some(name)) => module.funcs.get_index_of(name),
+                    (op, Some(name)) if op.is_call() => module.funcs.get_index_of(name),
                     _ => None,
                 };
                 match callee.map(|c| (c, states[c])) {
@@ -317,6 +320,31 @@ impl<'m> Verifier<'m> {
                         *i += 1;
                     }
                 }
+            }
+        }
+    }
+
+    /// V33, once per function, shown where it is fused first. Bodies that break other rules are
+    /// not looked at.
+    fn fused(&mut self) {
+        if !self.diagnostics.is_empty() {
+            return;
+        }
+        let module = self.module;
+        let mut seen = std::collections::HashSet::new();
+        for (f, func) in module.funcs.values().enumerate() {
+            for (i, inst) in func.body.iter().enumerate().filter(|(_, inst)| inst.op == Op::Fused) {
+                let Some(name) = &inst.symbol else { continue };
+                let Some((c, target)) = callee(module, name).filter(|_| seen.insert(name)) else {
+                    continue;
+                };
+                let Err(e) = Fusion::of(target) else { continue };
+                let message = format!("`@{name}` cannot be fused: {}", e.message);
+                let d = diagnostic("V33", message, Loc::Callee(f, i), &inst.span);
+                self.push(match e.inst {
+                    Some(at) => d.note("here", Loc::Op(c, at), target.body[at].span.clone()),
+                    None => d.note("declared here", Loc::Func(c), target.span.clone()),
+                });
             }
         }
     }

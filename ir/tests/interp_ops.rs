@@ -323,6 +323,7 @@ fn impossible_values_are_errors() {
         (Op::Broadcast, &none, vec![f(&[])], f32_of(&[1 << 20, 1 << 20]), "more than 268435456"),
         (Op::Broadcast, &none, vec![f(&[])], f32_of(&[usize::MAX >> 1, 8]), "more than 268435456"),
         (Op::Call, &none, vec![], f32_of(&[]), "needs a module"),
+        (Op::Fused, &none, vec![f(&[])], f32_of(&[]), "needs a module"),
     ];
     for (op, attrs, operands, result, message) in table {
         let operands: Vec<&Tensor> = operands.iter().collect();

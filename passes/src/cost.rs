@@ -3,6 +3,7 @@
 //! A call costs what its callee costs, so the figures are those of one run of a function. Symbols
 //! count with the sizes of the context ([`PassCtx::size_of`]).
 
+use aether_ir::fusion::Fusion;
 use aether_ir::target::Cost;
 use aether_ir::{Func, Inst, Module, Op, TensorType};
 
@@ -32,7 +33,31 @@ pub fn of_inst(module: &Module, ctx: &PassCtx, func: &Func, inst: &Inst) -> Cost
     }
     let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
     let results: Vec<&TensorType> = inst.results.iter().map(|&r| func.ty(r)).collect();
+    let body = inst.symbol.as_ref().filter(|_| inst.op == Op::Fused);
+    if let Some(body) = body.and_then(|s| module.funcs.get(s)) {
+        return of_loop(module, ctx, body, &operands, &results);
+    }
     ctx.target.cost(inst.op, &operands, &results, &|symbol| ctx.size_of(module, symbol))
+}
+
+/// What `fused` costs: its operands and results go through memory once, its body is arithmetic
+/// alone, done anew for each pass over what is reduced.
+pub fn of_loop(
+    module: &Module,
+    ctx: &PassCtx,
+    body: &Func,
+    operands: &[&TensorType],
+    results: &[&TensorType],
+) -> Cost {
+    let sizes = |symbol: &str| ctx.size_of(module, symbol);
+    let inner = |inst: &Inst| {
+        let operands: Vec<&TensorType> = inst.inputs().map(|v| body.ty(v)).collect();
+        let results: Vec<&TensorType> = inst.results.iter().map(|&r| body.ty(r)).collect();
+        ctx.target.cost(inst.op, &operands, &results, &sizes).flops
+    };
+    let passes = Fusion::of(body).map_or(1, |fusion| fusion.passes);
+    let flops = body.body.iter().map(inner).sum::<f64>() * passes as f64;
+    Cost { flops, ..ctx.target.cost(Op::Fused, operands, results, &sizes) }
 }
 
 #[derive(Clone, Copy)]

@@ -74,7 +74,7 @@ impl Liveness {
                 let callee = inst
                     .symbol
                     .as_ref()
-                    .filter(|_| inst.op == Op::Call)
+                    .filter(|_| inst.op.is_call())
                     .and_then(|s| module.funcs.get_full(s));
                 for (i, &r) in inst.results.iter().enumerate() {
                     graph.add_edge(node(f, r), this, Needs::Always);
@@ -132,7 +132,7 @@ impl Liveness {
             if std::mem::replace(&mut funcs[f], true) {
                 continue;
             }
-            for inst in module.funcs[f].body.iter().filter(|i| i.op == Op::Call) {
+            for inst in module.funcs[f].body.iter().filter(|i| i.op.is_call()) {
                 if inst.results.iter().any(|r| values[f][r.index()]) {
                     work.extend(inst.symbol.as_ref().and_then(|s| module.funcs.get_index_of(s)));
                 }
@@ -163,7 +163,7 @@ impl Liveness {
             let before = func.body.len();
             func.body.retain(|inst| inst.results.iter().any(|r| live[r.index()]));
             stats.count("instructions", before - func.body.len());
-            for inst in func.body.iter_mut().filter(|i| i.op == Op::Call) {
+            for inst in func.body.iter_mut().filter(|i| i.op.is_call()) {
                 let callee = inst.symbol.as_ref().and_then(|s| index_of.get(s));
                 if let Some(&g) = callee {
                     retain_by(&mut inst.operands, &keep[g].0);
@@ -195,7 +195,7 @@ impl Liveness {
         }
         let mut kept = vec![false; func.returns.len()];
         for (g, caller) in module.funcs.values().enumerate().filter(|(g, _)| self.funcs[*g]) {
-            for inst in caller.body.iter().filter(|i| i.op == Op::Call) {
+            for inst in caller.body.iter().filter(|i| i.op.is_call()) {
                 if inst.symbol.as_ref() == Some(name) {
                     for (keep, r) in kept.iter_mut().zip(&inst.results) {
                         *keep |= self.values[g][r.index()];

@@ -124,7 +124,7 @@ fn evaluate(
         };
         return Some(vec![Tensor::new(results[0].clone(), bytes).ok()?]);
     }
-    if matches!(inst.op, Op::Call | Op::Barrier) {
+    if inst.op.is_call() || inst.op == Op::Barrier {
         return None;
     }
     let operands: Vec<&Tensor> =

@@ -51,7 +51,7 @@ enum Use {
 
 fn use_of(module: &Module, inst: &Inst, operand: usize) -> Use {
     let weights = match inst.op {
-        Op::Matmul if inst.attrs.bool("transpose_b", false) => 1..2,
+        Op::Matmul | Op::MatmulAct if inst.attrs.bool("transpose_b", false) => 1..2,
         Op::MatmulAdd => 1..2,
         Op::MatmulGated => 1..3,
         Op::MatmulMulti => {

@@ -11,7 +11,10 @@
 //!   given away while the result lives;
 //! - a donated operand of `kv_append` is written over, a donated operand of a call when the
 //!   callee returns it; never when it is a constant, or a parameter that some caller keeps;
-//! - an operand that dies is written over when the target's kernel can do that.
+//! - an operand that dies is written over when the target's kernel can do that; by `fused`, when
+//!   the result has the space of its loop.
+//!
+//! Functions that only `fused` names have no plan: their values never are in memory.
 //!
 //! Sizes are taken at the upper bounds of the symbols.
 
@@ -19,13 +22,14 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use aether_ir::fusion::{Fusion, Place};
 use aether_ir::plan::{ALIGNMENT, FuncPlan, MemoryPlan, Storage, Temporary};
 use aether_ir::target::Target;
 use aether_ir::{Func, Inst, Layout, Module, Op, TensorType, ValueId};
 
 use crate::arena::{self, Interval};
 use crate::pass::{Pass, PassCtx, PassError, PassStats};
-use crate::util::{call_graph, entries};
+use crate::util::{call_graph, entries, fused_bodies};
 
 /// Greatest frame and greatest value, in bytes.
 pub const MAX_FRAME: u64 = 1 << 40;
@@ -67,7 +71,8 @@ impl Pass for PlanPass {
             .map_err(|e| PassError::Module(format!("the plan is wrong: {e}")))?;
         let mut stats = PassStats::default();
         for f in entries(module) {
-            let plan = &made.funcs[f];
+            let name = module.funcs.get_index(f).map(|(name, _)| name);
+            let Some(plan) = name.and_then(|name| made.funcs.get(name)) else { continue };
             stats.note("frame_bytes", plan.frame_bytes);
             stats.note("lower_bound", plan.lower_bound);
         }
@@ -83,7 +88,11 @@ pub fn plan(module: &Module, target: &dyn Target) -> Result<MemoryPlan, PlanErro
     let order = callees_first(module)?;
     let owned = owned_params(module, &order);
     let mut plans: Vec<Option<FuncPlan>> = vec![None; module.funcs.len()];
+    let bodies = fused_bodies(module);
     for &f in &order {
+        if module.funcs.get_index(f).is_some_and(|(name, _)| bodies.contains(name)) {
+            continue;
+        }
         let planner = Planner::new(module, target, f, &owned, &plans)?;
         plans[f] = Some(planner.run()?);
     }
@@ -93,7 +102,7 @@ pub fn plan(module: &Module, target: &dyn Target) -> Result<MemoryPlan, PlanErro
 
 fn callees_first(module: &Module) -> Result<Vec<usize>, PlanError> {
     for (name, func) in &module.funcs {
-        for inst in func.body.iter().filter(|inst| inst.op == Op::Call) {
+        for inst in func.body.iter().filter(|inst| inst.op.is_call()) {
             let callee = inst.symbol.clone().unwrap_or_else(|| "".into());
             if !module.funcs.contains_key(&callee) {
                 return Err(PlanError::Callee { func: name.clone(), callee });
@@ -113,7 +122,7 @@ fn callees_first(module: &Module) -> Result<Vec<usize>, PlanError> {
 fn load_time(func: &Func) -> Vec<bool> {
     let mut is = vec![false; func.values.len()];
     for inst in &func.body {
-        let fixed = inst.op != Op::Call
+        let fixed = !inst.op.is_call()
             && inst.inputs().all(|v| is[v.index()])
             && inst.results.iter().all(|&r| func.ty(r).shape.as_const().is_some());
         if fixed {
@@ -367,6 +376,7 @@ impl<'a> Planner<'a> {
                     .filter_map(|(i, param)| Some((i, param?)))
                     .collect()
             }
+            Op::Fused => self.overwritten_by_fused(at, inst),
             _ => {
                 let same_type =
                     |i: usize| func.ty(inst.operands[i].value) == func.ty(inst.results[0]);
@@ -382,6 +392,28 @@ impl<'a> Planner<'a> {
                     .collect()
             }
         }
+    }
+
+    /// Each wide result takes over the first operand that is free for it.
+    fn overwritten_by_fused(&self, at: usize, inst: &Inst) -> Vec<(usize, usize)> {
+        let Some(callee) = inst.symbol.as_ref().and_then(|s| self.module.funcs.get(s)) else {
+            return Vec::new();
+        };
+        let Ok(fusion) = Fusion::of(callee) else { return Vec::new() };
+        let mut taken: Vec<(usize, usize)> = Vec::new();
+        for (k, (returned, result)) in callee.returns.iter().zip(&inst.results).enumerate() {
+            let wide = matches!(fusion.places[returned.index()], Place::Wide { .. });
+            let free = |i: &usize| {
+                self.func.ty(inst.operands[*i].value) == self.func.ty(*result)
+                    && taken.iter().all(|(_, operand)| operand != i)
+                    && self.target.in_place(inst.op, *i)
+                    && self.may_overwrite(at, inst, *i)
+            };
+            if let Some(i) = (0..inst.operands.len()).filter(|_| wide).find(free) {
+                taken.push((k, i));
+            }
+        }
+        taken
     }
 
     /// Whether nothing but operand `i` of this instruction needs the bytes of its group.

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use aether_ir::fusion::{self, Fusion};
 use aether_ir::plan::{ALIGNMENT, FuncPlan, MemoryPlan, Storage};
 use aether_ir::target::Target;
 use aether_ir::{Func, Inst, Layout, Module, Op, ValueId};
@@ -35,14 +36,14 @@ pub struct Violation {
 pub fn check(module: &Module, plan: &MemoryPlan, target: &dyn Target) -> Result<(), Violation> {
     let mut done: HashMap<Arc<str>, Summary> = HashMap::new();
     // Functions whose callees are all checked, until none is left.
-    let mut waiting: Vec<&Func> = module.funcs.values().collect();
-    let called: HashSet<&str> = module
-        .funcs
-        .values()
-        .flat_map(|f| &f.body)
-        .filter(|inst| inst.op == Op::Call)
-        .filter_map(|inst| inst.symbol.as_deref())
-        .collect();
+    // What only `fused` names runs inside of one instruction and has no values in memory.
+    let names = |op: Op| -> HashSet<&str> {
+        let insts = module.funcs.values().flat_map(|f| &f.body).filter(|inst| inst.op == op);
+        insts.filter_map(|inst| inst.symbol.as_deref()).collect()
+    };
+    let (fused, called) = (names(Op::Fused), names(Op::Call));
+    let inner = |f: &&Func| fused.contains(&*f.name) && !called.contains(&*f.name);
+    let mut waiting: Vec<&Func> = module.funcs.values().filter(|f| !inner(f)).collect();
     while !waiting.is_empty() {
         let before = waiting.len();
         let mut later = Vec::new();
@@ -358,7 +359,7 @@ impl<'a> Run<'a> {
 
     /// An instruction that runs when the module is loaded.
     fn load_step(&mut self, inst: &Inst, constants: usize) -> Checked<()> {
-        let known = inst.op != Op::Call && inst.inputs().all(|v| self.fixed.contains(&v));
+        let known = !inst.op.is_call() && inst.inputs().all(|v| self.fixed.contains(&v));
         let sized = inst.results.iter().all(|&r| self.func.ty(r).shape.as_const().is_some());
         if constants < inst.results.len() || !known || !sized {
             return Err("not computed from constants alone".to_owned());
@@ -409,6 +410,7 @@ impl<'a> Run<'a> {
                 Op::KvAppend => {
                     k == 0 && (inst.operands[0].donated || self.target.in_place(inst.op, 0))
                 }
+                Op::Fused => self.target.in_place(inst.op, k) && self.is_whole_space(inst, i),
                 op => inst.results.len() == 1 && self.target.in_place(op, k),
             };
             let (old, new) = (self.func.ty(of), self.func.ty(r));
@@ -423,6 +425,16 @@ impl<'a> Run<'a> {
             pairs.push((i, k));
         }
         Ok(pairs)
+    }
+
+    /// Whether a result of `fused` has one element for each step of its loop: then the kernel
+    /// has read an operand of the same type there before it writes.
+    fn is_whole_space(&self, inst: &Inst, result: usize) -> bool {
+        let body = inst.symbol.as_ref().and_then(|s| self.module.funcs.get(s));
+        let form = body.and_then(|f| Some((f, Fusion::of(f).ok()?)));
+        form.is_some_and(|(f, form)| {
+            matches!(form.places[f.returns[result].index()], fusion::Place::Wide { .. })
+        })
     }
 
     /// No two of results, temporary and operands touch, but for declared takeovers.

@@ -1,6 +1,6 @@
 //! What several passes need: dense renumbering, the call graph, fresh names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use aether_ir::{Func, Module, Op, ValueId};
@@ -45,7 +45,7 @@ pub fn call_graph(module: &Module) -> DiGraph<usize, ()> {
         graph.add_node(i);
     }
     for (i, func) in module.funcs.values().enumerate() {
-        for inst in func.body.iter().filter(|inst| inst.op == Op::Call) {
+        for inst in func.body.iter().filter(|inst| inst.op.is_call()) {
             let callee = inst.symbol.as_ref().and_then(|s| module.funcs.get_index_of(s));
             if let Some(callee) = callee {
                 graph.add_edge(NodeIndex::new(i), NodeIndex::new(callee), ());
@@ -55,11 +55,24 @@ pub fn call_graph(module: &Module) -> DiGraph<usize, ()> {
     graph
 }
 
+/// The functions that only `fused` names: code generators look into them, nothing calls them.
+pub fn fused_bodies(module: &Module) -> HashSet<Arc<str>> {
+    let named = |op: Op| {
+        let insts = module.funcs.values().flat_map(|f| &f.body).filter(move |i| i.op == op);
+        insts.filter_map(|i| i.symbol.clone())
+    };
+    let mut bodies: HashSet<Arc<str>> = named(Op::Fused).collect();
+    named(Op::Call).for_each(|name| {
+        bodies.remove(&name);
+    });
+    bodies
+}
+
 /// Indices of the functions that are run from outside: `main` and what was derived from it
 /// (`main.grad`), or without a `main` each function that no other calls.
 pub fn entries(module: &Module) -> Vec<usize> {
     let mut called = vec![false; module.funcs.len()];
-    for inst in module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op == Op::Call) {
+    for inst in module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op.is_call()) {
         if let Some(i) = inst.symbol.as_ref().and_then(|s| module.funcs.get_index_of(s)) {
             called[i] = true;
         }
@@ -78,6 +91,17 @@ pub fn fresh_const(module: &Module, prefix: &str, next: &mut usize) -> Arc<str> 
         let name = format!("{prefix}.{next}");
         *next += 1;
         if !module.consts.contains_key(name.as_str()) {
+            return name.into();
+        }
+    }
+}
+
+/// As [`fresh_const`] for functions.
+pub fn fresh_func(module: &Module, prefix: &str, next: &mut usize) -> Arc<str> {
+    loop {
+        let name = format!("{prefix}.{next}");
+        *next += 1;
+        if !module.funcs.contains_key(name.as_str()) {
             return name.into();
         }
     }

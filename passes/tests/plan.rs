@@ -14,6 +14,7 @@ use aether_ir::{
     Bindings, ConstData, Func, Interpreter, Module, Op, Tensor, ValueId, eval_inst,
     parse_and_verify,
 };
+use aether_passes::PassCtx;
 use aether_passes::plan::{plan, text};
 use aether_passes::plan_check::check;
 use common::TestTarget;
@@ -159,7 +160,13 @@ impl Machine<'_> {
         let operands: Vec<Tensor> = inst.inputs().map(|v| self.load(frame, v)).collect();
         let operands: Vec<&Tensor> = operands.iter().collect();
         let types: Vec<ConcreteType> = inst.results.iter().map(|&r| self.ty(func, r)).collect();
-        let values = eval_inst(inst.op, &inst.attrs, &operands, &types).unwrap();
+        let values = match &inst.symbol {
+            Some(name) if inst.op == Op::Fused => {
+                let operands = operands.into_iter().cloned().collect();
+                Interpreter::new(self.module).run_bound(name, operands, &self.bindings).unwrap()
+            }
+            _ => eval_inst(inst.op, &inst.attrs, &operands, &types).unwrap(),
+        };
         for (&r, value) in inst.results.iter().zip(&values) {
             let at = frame.address(r);
             self.memory[at..at + value.bytes().len()].copy_from_slice(value.bytes());
@@ -202,9 +209,16 @@ fn execute(
 fn random_plans_are_proved_and_compute_what_the_interpreter_does() {
     let mut rng = fastrand::Rng::with_seed(1);
     let (mut frames, mut bounds, mut worst) = (0u64, 0u64, 1.0f64);
-    let (mut aliases, mut copies, mut executed) = (0, 0, 0);
-    for round in 0..2_000 {
-        let module = graphs::module(&mut rng, 24);
+    let (mut aliases, mut copies, mut executed, mut fused) = (0, 0, 0, 0);
+    // The last rounds are with loops.
+    for round in 0..2_600 {
+        let mut module = graphs::module(&mut rng, 24);
+        if round >= 2_000 {
+            let fuse = aether_passes::Pipeline::parse("fuse").unwrap();
+            fuse.run(&mut module, &PassCtx::new(&TestTarget), &mut ()).unwrap();
+            fused +=
+                module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op == Op::Fused).count();
+        }
         aether_ir::verify(&module).unwrap_or_else(|d| {
             panic!("{}", aether_ir::text::explain(&module, &d));
         });
@@ -232,6 +246,7 @@ fn random_plans_are_proved_and_compute_what_the_interpreter_does() {
         executed += 1;
     }
     assert!(executed > 1_500, "{executed}");
+    assert!(fused > 200, "{fused} loops");
     assert!(aliases > 10_000 && copies > 1_000, "{aliases} aliases, {copies} copies");
     assert!(frames as f64 <= 1.01 * bounds as f64, "{frames} over {bounds}");
     assert!(worst <= 1.10, "{worst}");

@@ -74,6 +74,27 @@ fn instance(rng: &mut fastrand::Rng, rule: &str) -> Module {
             let u = f.op(Op::Matmul, &[x, wu], product).unwrap();
             vec![f.op(Op::Mul, &either(rng, a, u), Attrs::new()).unwrap()]
         }
+        "matmul-act" => {
+            let acts = [Op::Relu, Op::Silu, Op::Gelu, Op::GeluTanh, Op::Sigmoid, Op::Tanh];
+            let act = acts[rng.usize(..acts.len())];
+            let transposed = rng.bool();
+            let w = match transposed {
+                true => weight(&mut f, rng, n),
+                false => f.param("w", TensorType::new(DType::F32, [k, n])),
+            };
+            let attrs = if transposed { product } else { Attrs::new() };
+            let mut p = f.op(Op::Matmul, &[x, w], attrs).unwrap();
+            if rng.bool() {
+                let full = TensorType::new(DType::F32, [rows, Dim::new(n)]);
+                let ty = if rng.bool() { full } else { TensorType::new(DType::F32, [n]) };
+                let r = f.param("r", ty);
+                p = f.op(Op::Add, &either(rng, p, r), Attrs::new()).unwrap();
+            }
+            vec![f.op(act, &[p], Attrs::new()).unwrap()]
+        }
+        "elementwise-chain" | "reduce-epilogue" | "reduce-read-back" => {
+            vec![chain(&mut f, rng, x, rule)]
+        }
         _ => {
             let mut outs = Vec::new();
             for i in 0..rng.u64(2..=5) {
@@ -93,11 +114,52 @@ fn instance(rng: &mut fastrand::Rng, rule: &str) -> Module {
     m
 }
 
+/// An elementwise chain over `x` and a row, with what the rule is about behind it.
+fn chain(f: &mut FuncBuilder, rng: &mut fastrand::Rng, x: ValueId, rule: &str) -> ValueId {
+    let ty = f.ty(x).clone();
+    let row = f.param("row", TensorType::new(DType::F32, [ty.shape.0[1].clone()]));
+    let op = |f: &mut FuncBuilder, op: Op, operands: &[ValueId]| {
+        f.op(op, operands, Attrs::new()).unwrap()
+    };
+    let mut y = op(f, [Op::Add, Op::Sub, Op::Mul, Op::Max][rng.usize(..4)], &[x, row]);
+    for _ in 0..rng.usize(1..=4) {
+        y = match rng.u8(..4) {
+            0 => op(f, Op::Tanh, &[y]),
+            1 => op(f, Op::Mul, &[row, y]),
+            2 => op(f, Op::Sub, &[y, x]),
+            _ => {
+                let zero = f.op_to(Op::Splat, &[], Attrs::new().with("value", 0.0), ty.clone());
+                let positive = op(f, Op::Gt, &[y, zero.unwrap()]);
+                op(f, Op::Select, &[positive, y, x])
+            }
+        };
+    }
+    let reductions = [Op::ReduceSum, Op::ReduceMean, Op::ReduceMax, Op::ReduceMin];
+    let reduce = |f: &mut FuncBuilder, op: Op, y: ValueId, axes: Vec<i64>, keepdims: bool| {
+        let attrs = Attrs::new().with("axes", axes).with("keepdims", keepdims);
+        f.op(op, &[y], attrs).unwrap()
+    };
+    match rule {
+        "reduce-epilogue" => {
+            let axes = [vec![0], vec![1], vec![-1], vec![0, 1]][rng.usize(..4)].clone();
+            reduce(f, reductions[rng.usize(..4)], y, axes, rng.bool())
+        }
+        "reduce-read-back" => {
+            let top = reduce(f, Op::ReduceMax, y, vec![-1], true);
+            let shifted = op(f, Op::Sub, &[y, top]);
+            let e = op(f, Op::Exp, &[shifted]);
+            let sum = reduce(f, Op::ReduceSum, e, vec![-1], true);
+            op(f, Op::Div, &[e, sum])
+        }
+        _ => y,
+    }
+}
+
 #[test]
 fn each_rule_alone_keeps_the_meaning() {
     let mut rng = fastrand::Rng::with_seed(3);
     let names: Vec<&str> = pass("fuse").unwrap().rules().iter().map(|r| r.name).collect();
-    assert_eq!(names.len(), RULES.len() + 1);
+    assert_eq!(names.len(), RULES.len() + 4);
     for &rule in &names {
         for round in 0..100 {
             let before = instance(&mut rng, rule);

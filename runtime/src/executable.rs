@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use aether_codegen_cpu::{CompileOptions, CpuTarget, Isa, Program};
+use aether_ir::Module;
 use aether_ir::plan::MemoryPlan;
-use aether_ir::{Module, Op};
 use aether_passes::{PassCtx, Pipeline, StepReport};
 
 use crate::{Files, RuntimeError};
@@ -51,7 +51,7 @@ fn keep_reachable(module: &mut Module, entry: &str) {
     let mut pending = vec![Arc::from(entry)];
     while let Some(name) = pending.pop() {
         let Some(func) = module.funcs.get(&name) else { continue };
-        let calls = func.body.iter().filter(|inst| inst.op == Op::Call);
+        let calls = func.body.iter().filter(|inst| inst.op.is_call());
         if reached.insert(name) {
             pending.extend(calls.filter_map(|inst| inst.symbol.clone()));
         }

@@ -19,6 +19,14 @@ pub enum Binary {
     Div,
     Max,
     Min,
+    Pow,
+    /// Comparisons give 1 where they hold and 0 where they do not.
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
 }
 
 /// A unary operation.
@@ -26,6 +34,10 @@ pub enum Binary {
 pub enum Unary {
     Neg,
     Abs,
+    /// −1, 0 or 1; zeros and NaN stay as they are.
+    Sign,
+    /// 1 − x: the negation of a truth value.
+    Not,
     Relu,
     Square,
     Sqrt,
@@ -115,8 +127,20 @@ functions! {
     Max(x, y) => keep_nan::<S>(x, S::max(x, y));
     Min(x, y) => keep_nan::<S>(x, S::min(x, y));
 
+    Eq(x, y) => S::select(S::eq(x, y), S::splat(1.0), S::splat(0.0));
+    Ne(x, y) => S::select(S::eq(x, y), S::splat(0.0), S::splat(1.0));
+    Lt(x, y) => S::select(S::lt(x, y), S::splat(1.0), S::splat(0.0));
+    Le(x, y) => S::select(S::le(x, y), S::splat(1.0), S::splat(0.0));
+    Gt(x, y) => S::select(S::lt(y, x), S::splat(1.0), S::splat(0.0));
+    Ge(x, y) => S::select(S::le(y, x), S::splat(1.0), S::splat(0.0));
+
     Neg(v, _) => S::mul(v, S::splat(-1.0));
     Abs(v, _) => S::abs(v);
+    Sign(v, _) => {
+        let one = S::copysign(S::splat(1.0), v);
+        S::select(S::lt(S::splat(0.0), S::abs(v)), one, v)
+    };
+    Not(v, _) => S::sub(S::splat(1.0), v);
     Relu(v, _) => S::max(S::splat(0.0), v);
     Square(v, _) => S::mul(v, v);
     Sqrt(v, _) => S::sqrt(v);
@@ -176,6 +200,30 @@ unsafe fn zip<S: Simd, A: Operand, B: Operand, F: Function>(
     }
 }
 
+/// Powers, one by one in f64: rounded correctly but for a few ties.
+#[inline(always)]
+unsafe fn pow<S: Simd, A: Operand, B: Operand>(a: A, b: B, out: *mut f32, n: usize) {
+    let (mut x, mut y) = ([0f32; 16], [0f32; 16]);
+    let mut i = 0;
+    while i < n {
+        let m = S::LANES.min(n - i);
+        // SAFETY: as for `zip`.
+        unsafe {
+            if m == S::LANES {
+                S::store(x.as_mut_ptr(), a.vector::<S>(i));
+                S::store(y.as_mut_ptr(), b.vector::<S>(i));
+            } else {
+                S::store(x.as_mut_ptr(), a.part::<S>(i, m));
+                S::store(y.as_mut_ptr(), b.part::<S>(i, m));
+            }
+            for j in 0..m {
+                *out.add(i + j) = f64::from(x[j]).powf(f64::from(y[j])) as f32;
+            }
+        }
+        i += m;
+    }
+}
+
 #[inline(always)]
 unsafe fn binary_op<S: Simd, A: Operand, B: Operand>(
     op: Binary,
@@ -193,6 +241,13 @@ unsafe fn binary_op<S: Simd, A: Operand, B: Operand>(
             Binary::Div => zip::<S, A, B, _>(a, b, out, n, Div),
             Binary::Max => zip::<S, A, B, _>(a, b, out, n, Max),
             Binary::Min => zip::<S, A, B, _>(a, b, out, n, Min),
+            Binary::Pow => pow::<S, A, B>(a, b, out, n),
+            Binary::Eq => zip::<S, A, B, _>(a, b, out, n, Eq),
+            Binary::Ne => zip::<S, A, B, _>(a, b, out, n, Ne),
+            Binary::Lt => zip::<S, A, B, _>(a, b, out, n, Lt),
+            Binary::Le => zip::<S, A, B, _>(a, b, out, n, Le),
+            Binary::Gt => zip::<S, A, B, _>(a, b, out, n, Gt),
+            Binary::Ge => zip::<S, A, B, _>(a, b, out, n, Ge),
         }
     }
 }
@@ -240,6 +295,41 @@ dispatch! {
     /// As [`binary_raw`].
     pub unsafe fn binary_right_raw(isa; op: Binary, a: *const f32, b: f32, out: *mut f32, n: usize)
         = binary_right_body
+}
+
+#[inline(always)]
+unsafe fn select_body<S: Simd>(
+    c: *const f32,
+    a: *const f32,
+    b: *const f32,
+    out: *mut f32,
+    n: usize,
+) {
+    // SAFETY: the caller's pointers cover `n` elements.
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut i = 0;
+        while i + S::LANES <= n {
+            let no = S::eq(S::load(c.add(i)), zero);
+            S::store(out.add(i), S::select(no, S::load(b.add(i)), S::load(a.add(i))));
+            i += S::LANES;
+        }
+        if i < n {
+            let m = n - i;
+            let no = S::eq(S::load_part(c.add(i), m), zero);
+            let v = S::select(no, S::load_part(b.add(i), m), S::load_part(a.add(i), m));
+            S::store_part(out.add(i), v, m);
+        }
+    }
+}
+
+dispatch! {
+    /// `out[i]` is `a[i]` where `c[i]` is not 0, else `b[i]`, for `i < n`.
+    ///
+    /// # Safety
+    /// As [`binary_raw`].
+    pub unsafe fn select_raw(isa; c: *const f32, a: *const f32, b: *const f32, out: *mut f32,
+        n: usize) = select_body
 }
 
 fn common(a: usize, b: usize) -> usize {
@@ -302,6 +392,8 @@ unsafe fn unary_body<S: Simd>(op: Unary, x: *const f32, out: *mut f32, n: usize)
         match op {
             Unary::Neg => map::<S, _>(x, out, n, Neg),
             Unary::Abs => map::<S, _>(x, out, n, Abs),
+            Unary::Sign => map::<S, _>(x, out, n, Sign),
+            Unary::Not => map::<S, _>(x, out, n, Not),
             Unary::Relu => map::<S, _>(x, out, n, Relu),
             Unary::Square => map::<S, _>(x, out, n, Square),
             Unary::Sqrt => map::<S, _>(x, out, n, Sqrt),

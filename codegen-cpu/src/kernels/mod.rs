@@ -22,6 +22,7 @@ mod simd;
 pub mod softmax;
 pub mod strided;
 mod tile;
+pub mod tiles;
 pub mod window;
 
 pub use simd::Load;

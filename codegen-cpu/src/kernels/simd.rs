@@ -76,6 +76,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn scale2(a: Self::V, n: Self::V) -> Self::V;
     /// False where either is NaN.
     unsafe fn lt(a: Self::V, b: Self::V) -> Self::M;
+    /// As [`Simd::lt`].
+    unsafe fn le(a: Self::V, b: Self::V) -> Self::M;
+    /// As [`Simd::lt`].
+    unsafe fn eq(a: Self::V, b: Self::V) -> Self::M;
     /// `a` where the mask is set, else `b`.
     unsafe fn select(m: Self::M, a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> f32;

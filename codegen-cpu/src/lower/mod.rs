@@ -6,7 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod conv;
-mod elementwise;
+mod fused;
 mod index;
 mod llm;
 mod load;
@@ -310,7 +310,7 @@ impl<'a> Lower<'a> {
             format!("{}{}{}", f.path, inst.op, name.map_or(String::new(), |n| format!(" %{n}")));
         let site = Site { inst, inputs, outputs, scratch, label };
         let lowered = match inst.op {
-            op if elementwise::handles(op) => elementwise::lower(self, &site),
+            op if fused::handles(op) => fused::lower(self, &site),
             Op::Reshape | Op::Broadcast | Op::Transpose | Op::Slice | Op::Concat | Op::Pad => {
                 movement::lower(self, &site)
             }
@@ -330,7 +330,8 @@ impl<'a> Lower<'a> {
                 Ok(false) => product::lower(self, &site),
                 lowered => lowered,
             },
-            Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => product::lower(self, &site),
+            Op::MatmulAdd | Op::MatmulAct => product::lower(self, &site),
+            Op::MatmulGated | Op::MatmulMulti => product::lower(self, &site),
             _ => Ok(false),
         };
         let error = |message| CompileError::Op { func: f.func.name.clone(), op: inst.op, message };

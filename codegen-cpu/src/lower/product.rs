@@ -8,12 +8,16 @@ use aether_ir::{DType, Layout, Op, TensorType};
 
 use super::{Count, Lower, Lowered, Site, View};
 use crate::kernels::act_quant::{self, QActs};
+use crate::kernels::elementwise::{self, Binary, Unary};
 use crate::kernels::gemm::{self, Load, Weights};
 use crate::kernels::isa::Isa;
 use crate::kernels::packed::{self, PackedMatrix};
 use crate::kernels::qmatmul::{self, Epilogue, Gate, OutPtr};
 use crate::program::{Loc, RunCtx};
 use crate::size::Size;
+
+/// Rows of a plain product after which its epilogue follows; whole register tiles.
+const FINISH_ROWS: usize = 48;
 
 /// Rows that one claim unit covers; the packed layout's group.
 const GROUP: usize = packed::GROUP;
@@ -75,6 +79,7 @@ struct Part {
     out: Loc,
     bias: Option<Loc>,
     residual: Option<Loc>,
+    act: Option<Unary>,
     /// The second matrix of a gated product.
     up: Option<(Loc, DType)>,
     gate: Gate,
@@ -91,7 +96,8 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
     if x.ty.dtype != DType::F32 {
         return Ok(false);
     }
-    if site.inst.op == Op::Matmul && !site.inst.attrs.bool("transpose_b", false) {
+    let may_be_plain = matches!(site.inst.op, Op::Matmul | Op::MatmulAct);
+    if may_be_plain && !site.inst.attrs.bool("transpose_b", false) {
         return plain_matmul(lower, site);
     }
     let count = match site.inst.op {
@@ -174,6 +180,7 @@ fn parts(site: &Site, weights: &[View]) -> Result<Option<Vec<Part>>, String> {
             out: out.loc,
             bias: None,
             residual: None,
+            act: None,
             up: None,
             gate: Gate::Silu,
         })
@@ -193,13 +200,11 @@ fn parts(site: &Site, weights: &[View]) -> Result<Option<Vec<Part>>, String> {
             gated.up = Some((weights[1].loc, weights[1].ty.dtype));
             parts.push(gated);
         }
-        Op::MatmulAdd => {
-            let addend = &site.inputs[2];
+        Op::MatmulAdd | Op::MatmulAct => {
             let mut sum = part(&weights[0], &site.outputs[0])?;
-            if addend.ty.rank() == 1 && site.outputs[0].ty.rank() > 1 {
-                sum.bias = Some(addend.loc);
-            } else {
-                sum.residual = Some(addend.loc);
+            (sum.bias, sum.residual) = addend(site);
+            if site.inst.op == Op::MatmulAct {
+                sum.act = Some(activation(site)?);
             }
             parts.push(sum);
         }
@@ -220,6 +225,43 @@ fn parts(site: &Site, weights: &[View]) -> Result<Option<Vec<Part>>, String> {
         }
     }
     Ok(Some(parts))
+}
+
+/// The third operand of a product as a bias, a number per column, or as a residual.
+fn addend(site: &Site) -> (Option<Loc>, Option<Loc>) {
+    match site.inputs.get(2) {
+        Some(r) if r.ty.rank() == 1 && site.outputs[0].ty.rank() > 1 => (Some(r.loc), None),
+        Some(r) => (None, Some(r.loc)),
+        None => (None, None),
+    }
+}
+
+fn activation(site: &Site) -> Result<Unary, String> {
+    let name = site.inst.attrs.str("act").unwrap_or_default();
+    let op = Op::from_name(name).and_then(crate::kernels::tiles::map::unary);
+    op.ok_or_else(|| format!("unknown activation `{name}`"))
+}
+
+/// What follows a dense product, on `n` neighbouring elements of a row of the result.
+///
+/// # Safety
+/// The pointers cover `n` elements; those read are not those written.
+unsafe fn finish(
+    isa: Isa,
+    to: *mut f32,
+    addends: [Option<*const f32>; 2],
+    act: Option<Unary>,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for addend in addends.into_iter().flatten() {
+            elementwise::binary_raw(isa, Binary::Add, to, addend, to, n);
+        }
+        if let Some(act) = act {
+            elementwise::unary_raw(isa, act, to, to, n);
+        }
+    }
 }
 
 /// The step that prepares the left operand for all weights.
@@ -318,6 +360,7 @@ impl Input<'_> {
             residual: part
                 .residual
                 .map(|r| (self.ctx.ptr(r).cast::<f32>().cast_const(), part.rows)),
+            act: part.act.map(|act| (self.isa, act)),
         };
         // SAFETY: as above; the residual has the result's shape, and is it or apart from it.
         unsafe { qmatmul::qmatmul(self.isa, &weights, &acts, groups, out, &epilogue) }
@@ -358,15 +401,13 @@ impl Input<'_> {
                 gemm::gemv(self.isa, weights, range.clone(), x, (out, rows));
             }
             for t in 0..tokens {
-                for r in range.clone() {
-                    let to = out.add(t * rows + r);
-                    if let Some(bias) = part.bias {
-                        *to += *self.ctx.ptr(bias).cast::<f32>().add(r);
-                    }
-                    if let Some(residual) = part.residual {
-                        *to += *self.ctx.ptr(residual).cast::<f32>().add(t * rows + r);
-                    }
-                }
+                let at = t * rows + range.start;
+                let read = |loc, i| self.ctx.ptr(loc).cast::<f32>().cast_const().add(i);
+                let addends = [
+                    part.bias.map(|bias| read(bias, range.start)),
+                    part.residual.map(|residual| read(residual, at)),
+                ];
+                finish(self.isa, out.add(at), addends, part.act, range.len());
             }
         }
     }
@@ -390,6 +431,11 @@ fn plain_matmul(lower: &mut Lower, site: &Site) -> Lowered {
     let per_worker = (gemm::scratch_len(isa, n_max) * 4).next_multiple_of(256);
     let scratch = site.scratch(panel_bytes + per_worker * lower.opts.threads)?;
     let (a_loc, b_loc, c_loc) = (a.loc, b.loc, site.outputs[0].loc);
+    let (bias, residual) = addend(site);
+    let act = match site.inst.op {
+        Op::MatmulAct => Some(activation(site)?),
+        _ => None,
+    };
     {
         let (k, n) = (k.clone(), n.clone());
         lower.emit(
@@ -431,7 +477,19 @@ fn plain_matmul(lower: &mut Lower, site: &Site) -> Lowered {
                 let c = ctx.ptr(c_loc).cast::<f32>();
                 let rows_per_claim = m.div_ceil(work.count * 4).next_multiple_of(8);
                 work.chunks(m, rows_per_claim, |r| {
-                    gemm::matmul(isa, weights, r, (panels, n), (c, n), own);
+                    // A few rows at a time, which are near still for what follows.
+                    for start in r.clone().step_by(FINISH_ROWS) {
+                        let r = start..r.end.min(start + FINISH_ROWS);
+                        gemm::matmul(isa, weights, r.clone(), (panels, n), (c, n), own);
+                        for row in r {
+                            let read = |loc, i| ctx.ptr(loc).cast::<f32>().cast_const().add(i);
+                            let addends = [
+                                bias.map(|bias| read(bias, 0)),
+                                residual.map(|residual| read(residual, row * n)),
+                            ];
+                            finish(isa, c.add(row * n), addends, act, n);
+                        }
+                    }
                 });
             }
         }),

@@ -31,6 +31,9 @@ fn unary_f64(op: Unary, x: f64) -> f64 {
     match op {
         Unary::Neg => -x,
         Unary::Abs => x.abs(),
+        Unary::Sign if x == 0.0 || x.is_nan() => x,
+        Unary::Sign => x.signum(),
+        Unary::Not => 1.0 - x,
         Unary::Relu => {
             if x.is_nan() {
                 x
@@ -62,9 +65,11 @@ fn unary_f64(op: Unary, x: f64) -> f64 {
 }
 
 /// The operation, the range of inputs, and the error allowed in units of the last place.
-const UNARY: [(Unary, f32, f64); 20] = [
+const UNARY: [(Unary, f32, f64); 22] = [
     (Unary::Neg, 1e6, 0.0),
     (Unary::Abs, 1e6, 0.0),
+    (Unary::Sign, 1e6, 0.0),
+    (Unary::Not, 1e6, 0.5),
     (Unary::Relu, 1e6, 0.0),
     (Unary::Square, 1e6, 0.5),
     (Unary::Sqrt, 1e6, 0.5),

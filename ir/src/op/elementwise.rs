@@ -226,9 +226,12 @@ pub fn silu(x: f64) -> f64 {
     if x == f64::NEG_INFINITY { -0.0 } else { x * sigmoid(x) }
 }
 
-/// The gate of that name, as in the `act` attribute.
+/// The activation of that name, as in the `act` attribute.
 pub fn activation(name: &str) -> Option<fn(f64) -> f64> {
     match name {
+        "relu" => Some(|x| max(x, 0.0)),
+        "sigmoid" => Some(sigmoid),
+        "tanh" => Some(libm::tanh),
         "silu" => Some(silu),
         "gelu" => Some(gelu),
         "gelu_tanh" => Some(gelu_tanh),

@@ -34,6 +34,19 @@ fn addend(product: &TensorType, r: &TensorType) -> Result<(), String> {
     Ok(())
 }
 
+/// Product, an addend or none, an activation.
+pub fn infer_matmul_act(ctx: &InferCtx) -> Types {
+    let transpose_b = ctx.attrs.bool("transpose_b", false);
+    let ty = product_type(ctx.operands[0], ctx.operands[1], transpose_b)?;
+    if let Some(r) = ctx.operands.get(2) {
+        addend(&ty, r)?;
+    }
+    match ctx.attrs.str("act") {
+        Some(act) if activation(act).is_some() => Ok(vec![ty]),
+        other => Err(format!("unknown activation `{}`", other.unwrap_or_default())),
+    }
+}
+
 /// Two products of one shape.
 pub fn infer_matmul_gated(ctx: &InferCtx) -> Types {
     let gate = product_type(ctx.operands[0], ctx.operands[1], true)?;
@@ -88,6 +101,20 @@ pub fn eval_matmul_add(ctx: &EvalCtx) -> Evaluated {
     let ty = &ctx.results[0];
     let mut values = product(ctx.operands[0], ctx.operands[1], true, &ty.shape)?;
     add(&mut values, ctx.operands[2])?;
+    Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
+}
+
+/// act(x · w + r).
+pub fn eval_matmul_act(ctx: &EvalCtx) -> Evaluated {
+    let ty = &ctx.results[0];
+    let name = ctx.attrs.str("act").unwrap_or_default();
+    let act = activation(name).ok_or_else(|| EvalError(format!("unknown activation `{name}`")))?;
+    let transpose_b = ctx.attrs.bool("transpose_b", false);
+    let mut values = product(ctx.operands[0], ctx.operands[1], transpose_b, &ty.shape)?;
+    if let Some(r) = ctx.operands.get(2) {
+        add(&mut values, r)?;
+    }
+    values.iter_mut().for_each(|v| *v = act(*v));
     Ok(vec![Tensor::from_f64(ty.dtype, &ty.shape, &values)?])
 }
 

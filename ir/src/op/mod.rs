@@ -64,7 +64,7 @@ pub struct OpInfo {
     pub arity: Arity,
     pub attrs: &'static [AttrSpec],
     pub infer: InferFn,
-    /// `None` for the two structural ops that the interpreter itself carries out.
+    /// `None` for the structural ops that the interpreter itself carries out.
     pub eval: Option<EvalFn>,
     pub doc: &'static str,
 }
@@ -102,6 +102,9 @@ const TRANSPOSE_B: AttrSpec =
     opt("transpose_b", AttrKind::Bool, "the right operand is stored as [n, k] (default false)");
 const ACT: AttrSpec = req("act", AttrKind::Str, "`silu`, `gelu` or `gelu_tanh`");
 
+const ANY_ACT: AttrSpec =
+    req("act", AttrKind::Str, "`relu`, `silu`, `gelu`, `gelu_tanh`, `sigmoid` or `tanh`");
+
 macro_rules! op_table {
     ($($variant:ident $name:literal $min:literal..=$max:expr, [$($attr:expr),*], $infer:expr, $eval:expr, $doc:literal;)*) => {
         /// An operation; [`Op::info`] has its row of the table.
@@ -128,6 +131,7 @@ use elementwise as ew;
 op_table! {
     Constant "constant" 0..=0, [], shape::infer_declared, None, "A constant of the module, named by `@symbol`.";
     Call "call" 0..=4096, [opt("checkpoint", AttrKind::Bool, "a gradient recomputes the callee's values instead of keeping them (default false)")], shape::infer_declared, None, "Calls the function `@symbol`.";
+    Fused "fused" 0..=MAX_OPERANDS, [], shape::infer_declared, None, "Calls the function `@symbol`, whose body is one loop over elements ([`crate::fusion`]): code generators make one kernel of it.";
     Splat "splat" 0..=0, [req("value", AttrKind::Float, "the value of every element")], shape::infer_declared, Some(shape::eval_splat), "A tensor filled with one value.";
     Iota "iota" 0..=0, [AXIS], shape::infer_iota, Some(shape::eval_iota), "Counts 0, 1, 2, … along an axis.";
 
@@ -224,6 +228,7 @@ op_table! {
 
     Pack "pack" 1..=1, [], fused::infer_pack, Some(fused::eval_pack), "The same matrix in the packed layout of the result type.";
     MatmulAdd "matmul_add" 3..=3, [], fused::infer_matmul_add, Some(fused::eval_matmul_add), "x · wᵀ + r, with r of the product's shape or a row of it.";
+    MatmulAct "matmul_act" 2..=3, [TRANSPOSE_B, ANY_ACT], fused::infer_matmul_act, Some(fused::eval_matmul_act), "act(x · w + r), with r of the product's shape, a row of it, or left out.";
     MatmulGated "matmul_gated" 3..=3, [ACT], fused::infer_matmul_gated, Some(fused::eval_matmul_gated), "act(x · w_gateᵀ) * (x · w_upᵀ).";
     MatmulMulti "matmul_multi" 3..=MAX_OPERANDS, [req("weights", AttrKind::Int, "number n of weights"), opt("biases", AttrKind::Ints, "for each bias operand the index of its weight")], fused::infer_matmul_multi, Some(fused::eval_matmul_multi), "Products of one x with n weights: operands x, w_0 … w_{n-1}, then biases; results x · w_iᵀ (+ bias_i).";
 }
@@ -242,6 +247,11 @@ impl Op {
     /// The name in the text form.
     pub fn name(self) -> &'static str {
         self.info().name
+    }
+
+    /// Whether the op runs the function that its symbol names.
+    pub fn is_call(self) -> bool {
+        matches!(self, Op::Call | Op::Fused)
     }
 
     /// The op of that name.
@@ -288,7 +298,7 @@ mod tests {
             assert_eq!(row.op as usize, i);
             assert!(names.insert(row.name), "{} twice", row.name);
             assert!(!row.doc.is_empty() && row.doc.ends_with('.'), "{}", row.name);
-            let structural = matches!(row.op, Op::Constant | Op::Call);
+            let structural = matches!(row.op, Op::Constant) || row.op.is_call();
             assert_eq!(row.eval.is_none(), structural, "{} lacks a meaning", row.name);
         }
     }

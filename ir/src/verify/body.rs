@@ -127,9 +127,9 @@ impl Body<'_> {
             return;
         }
         match (inst.op, symbol) {
-            (Op::Call, Some(name)) => self.call(v, i, inst, &name),
+            (op, Some(name)) if op.is_call() => self.call(v, i, inst, &name),
             (Op::Constant, Some(name)) => self.constant(v, i, inst, &name),
-            (Op::Call | Op::Constant, None) => {}
+            (Op::Call | Op::Fused | Op::Constant, None) => {}
             _ => self.types(v, i, inst),
         }
     }
@@ -218,7 +218,7 @@ impl Body<'_> {
     /// The instruction's symbol, when it has to have one and it names something.
     fn symbol(&self, v: &mut Verifier, i: usize, inst: &Inst) -> Option<std::sync::Arc<str>> {
         let what = match inst.op {
-            Op::Call => "function",
+            op if op.is_call() => "function",
             Op::Constant => "constant",
             op => {
                 if let Some(name) = &inst.symbol {
@@ -235,7 +235,7 @@ impl Body<'_> {
             return None;
         };
         let known = match inst.op {
-            Op::Call => v.module.funcs.contains_key(name),
+            op if op.is_call() => v.module.funcs.contains_key(name),
             _ => v.module.consts.contains_key(name),
         };
         if known {
@@ -243,7 +243,7 @@ impl Body<'_> {
         }
         let message = format!("the module has no {what} `@{name}`");
         let names: Vec<&str> = match inst.op {
-            Op::Call => v.module.funcs.keys().map(|k| &**k).collect(),
+            op if op.is_call() => v.module.funcs.keys().map(|k| &**k).collect(),
             _ => v.module.consts.keys().map(|k| &**k).collect(),
         };
         let d = diagnostic("V21", message, Loc::Callee(self.f, i), &inst.span);
@@ -352,7 +352,7 @@ impl Body<'_> {
             let Some(value) = self.func.values.get(operand.value.index()) else { continue };
             let reads_packed = match inst.op {
                 Op::Call => true,
-                Op::Matmul | Op::MatmulAdd => k == 1,
+                Op::Matmul | Op::MatmulAdd | Op::MatmulAct => k == 1,
                 Op::MatmulGated => k == 1 || k == 2,
                 Op::MatmulMulti => {
                     let n = usize::try_from(inst.attrs.int("weights", 0)).unwrap_or(0);

@@ -1,23 +1,24 @@
 //! Fusion: several instructions become one that reads its inputs once.
 //!
 //! Each function is put into an e-graph, the local rules ([`rules::RULES`], patterns and the op
-//! they become) add what is equal, extraction ([`select`](crate::egraph::select)) picks what costs the target least
-//! without computing anything twice. Grouping products of one input ([`multi`]) follows. What
-//! stays keeps its place, name and donations; a fused instruction stands where the result that it
-//! computes stood.
+//! they become) add what is equal, extraction ([`select`](crate::egraph::select)) picks what costs
+//! the target least without computing anything twice. Grouping products of one input ([`multi`])
+//! and making loops of what is left elementwise ([`cluster`]) follow. What stays keeps its place,
+//! name and donations; a fused instruction stands where the result that it computes stood.
 //!
 //! No rule applies to what another has made, so one round of matching is complete.
 
+pub mod cluster;
 pub mod multi;
 pub mod rules;
 
 use aether_ir::{Attrs, Func, Module, Op, TensorType};
 use egg::{Id, Pattern, Searcher, Subst, Var};
 
-use self::rules::{FuseRule, RULES};
+use self::rules::{Form, FuseRule, RULES};
 use crate::egraph::{Graph, Node, build, lang, select};
 use crate::pass::{Pass, PassCtx, PassError, PassStats, Rule};
-use crate::util::compact;
+use crate::util::{compact, fused_bodies};
 
 /// Name of the grouping step.
 pub const MATMUL_MULTI: &str = "matmul-multi";
@@ -25,10 +26,14 @@ pub const MATMUL_MULTI: &str = "matmul-multi";
 static RULE_LIST: &[Rule] = &[
     Rule { name: RULES[0].name, doc: RULES[0].doc },
     Rule { name: RULES[1].name, doc: RULES[1].doc },
+    Rule { name: RULES[2].name, doc: RULES[2].doc },
     Rule {
         name: MATMUL_MULTI,
         doc: "Products of one x, with their biases, become matmul_multi, which reads x once.",
     },
+    cluster::CHAIN,
+    cluster::EPILOGUE,
+    cluster::READ_BACK,
 ];
 
 /// The pass.
@@ -40,7 +45,8 @@ impl Pass for Fuse {
     }
 
     fn doc(&self) -> &'static str {
-        "Fuses products with what follows them and with products of the same input."
+        "Fuses products with what follows them and with products of the same input, and elementwise \
+         chains with their reductions."
     }
 
     fn rules(&self) -> &'static [Rule] {
@@ -50,11 +56,16 @@ impl Pass for Fuse {
     fn run(&self, module: &mut Module, ctx: &PassCtx) -> Result<PassStats, PassError> {
         let mut stats = PassStats::default();
         let compiled = compile(ctx)?;
+        let bodies = fused_bodies(module);
         for f in 0..module.funcs.len() {
-            let Some((_, slot)) = module.funcs.get_index_mut(f) else { continue };
+            let Some((name, slot)) = module.funcs.get_index_mut(f) else { continue };
+            if bodies.contains(name) {
+                continue;
+            }
             // The module's symbols are asked for while the body is rewritten.
             let mut func = std::mem::replace(slot, Func::new(""));
             run_func(module, &mut func, ctx, &compiled, &mut stats);
+            cluster::fuse(module, &mut func, ctx, &mut stats);
             module.funcs[f] = func;
         }
         Ok(stats)
@@ -69,6 +80,18 @@ struct Compiled {
     operands: Vec<Var>,
 }
 
+/// The attributes of a form's op, in the order of its table row.
+fn attrs(form: &Form) -> Attrs {
+    let mut attrs = Attrs::new();
+    if form.transpose_b {
+        attrs = attrs.with("transpose_b", true);
+    }
+    match form.attr {
+        Some((name, value)) => attrs.with(name, value),
+        None => attrs,
+    }
+}
+
 /// The forms of all rules that are on.
 fn compile(ctx: &PassCtx) -> Result<Vec<Compiled>, PassError> {
     let bad = |rule: &FuseRule, e: &dyn std::fmt::Display| {
@@ -81,7 +104,7 @@ fn compile(ctx: &PassCtx) -> Result<Vec<Compiled>, PassError> {
             compiled.push(Compiled {
                 pattern: form.pattern.parse().map_err(|e| bad(rule, &e))?,
                 op: form.op,
-                attrs: form.attr.map_or_else(Attrs::new, |(k, v)| Attrs::new().with(k, v)),
+                attrs: attrs(form),
                 operands: operands.map_err(|e| bad(rule, &e))?,
             });
         }

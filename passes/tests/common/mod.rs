@@ -17,7 +17,7 @@ impl Target for TestTarget {
     }
 
     fn supports(&self, op: Op, _operands: &[&TensorType]) -> bool {
-        matches!(op, Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti)
+        matches!(op, Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti | Op::Fused)
     }
 
     fn cost(
@@ -31,7 +31,7 @@ impl Target for TestTarget {
             types.iter().map(|t| t.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64).sum()
         };
         let flops = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulGated | Op::MatmulMulti => {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti => {
                 let rows = results[0].shape.0[0].eval(|s| Some(sizes(s))).unwrap_or(1);
                 rows as f64 * bytes(&operands[1..])
             }
@@ -60,6 +60,7 @@ impl Target for TestTarget {
 
     fn in_place(&self, op: Op, operand: usize) -> bool {
         match op {
+            Op::Fused => true,
             Op::Neg | Op::Exp | Op::Silu | Op::Softmax => operand == 0,
             Op::Add | Op::Mul | Op::Sub => operand < 2,
             _ => false,

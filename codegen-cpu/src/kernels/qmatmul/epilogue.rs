@@ -1,5 +1,7 @@
 //! What happens to the sums of a product before they are stored.
 
+use crate::kernels::elementwise::{self, Unary};
+
 use super::{GROUP, Isa, OutPtr, QMatmulError};
 
 /// What is added to a product on its way to memory.
@@ -10,6 +12,8 @@ pub struct Epilogue<'a> {
     /// A tensor of the output's shape, `[token][row]`: element `[0, 0]` and the elements from one
     /// token to the next. It may be the output itself.
     pub residual: Option<(*const f32, usize)>,
+    /// What is done to the sums at last, and the instruction set to do it with.
+    pub act: Option<(Isa, Unary)>,
 }
 
 impl Epilogue<'_> {
@@ -51,6 +55,10 @@ impl Epilogue<'_> {
                     for (i, v) in values.iter_mut().enumerate().take(lanes) {
                         *v += residual.add(i).read();
                     }
+                }
+                if let Some((isa, act)) = self.act {
+                    let values = values.as_mut_ptr();
+                    elementwise::unary_raw(isa, act, values, values, GROUP);
                 }
                 let to = out.ptr.add((first + t) * out.stride + row);
                 if lanes == GROUP {

@@ -145,6 +145,14 @@ impl Simd for Neon {
         unsafe { vcltq_f32(a, b) }
     }
     #[inline(always)]
+    unsafe fn le(a: float32x4_t, b: float32x4_t) -> uint32x4_t {
+        unsafe { vcleq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn eq(a: float32x4_t, b: float32x4_t) -> uint32x4_t {
+        unsafe { vceqq_f32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn select(m: uint32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         unsafe { vbslq_f32(m, a, b) }
     }

@@ -175,6 +175,14 @@ impl Simd for Scalar {
         [a[0] < b[0], a[1] < b[1], a[2] < b[2], a[3] < b[3]]
     }
     #[inline(always)]
+    unsafe fn le(a: Self::V, b: Self::V) -> Self::M {
+        [a[0] <= b[0], a[1] <= b[1], a[2] <= b[2], a[3] <= b[3]]
+    }
+    #[inline(always)]
+    unsafe fn eq(a: Self::V, b: Self::V) -> Self::M {
+        [a[0] == b[0], a[1] == b[1], a[2] == b[2], a[3] == b[3]]
+    }
+    #[inline(always)]
     unsafe fn select(m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         let pick = |i: usize| if m[i] { a[i] } else { b[i] };
         [pick(0), pick(1), pick(2), pick(3)]
