@@ -20,8 +20,8 @@ pub mod simplify;
 pub mod util;
 
 pub use manager::{
-    DEFAULT_PIPELINE, Observer, ParsePipelineError, Pipeline, PipelineError, StepReport, pass,
-    passes,
+    DEFAULT_PIPELINE, Observer, ParsePipelineError, Pipeline, PipelineError, Step, StepFailure,
+    StepReport, pass, passes,
 };
 pub use pass::{OptionKind, OptionSpec, Options, Pass, PassCtx, PassError, PassStats, Rule};
 pub use plan::{PlanError, plan};

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use aether_ir::Module;
@@ -74,6 +75,21 @@ pub enum PipelineError {
     /// The module that a pass left does not verify: a bug in that pass.
     #[error("the module does not verify after pass `{pass}`:\n{diagnostics}")]
     Verify { pass: &'static str, diagnostics: String },
+    /// A pass panicked, which is a bug of that pass ([`Pipeline::run_guarded`] alone reports it).
+    #[error("pass `{pass}` panicked: {message}")]
+    Panic { pass: &'static str, message: String },
+}
+
+/// A step failed, with all that is needed to see it fail again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct StepFailure {
+    #[source]
+    pub error: PipelineError,
+    /// The step alone, as a pipeline's text.
+    pub step: String,
+    /// The module as that step was given it.
+    pub before: Module,
 }
 
 /// One step of a pipeline.
@@ -142,7 +158,18 @@ impl Pipeline {
     /// # Errors
     /// At an unknown pass, option or rule, with its place and the name that was probably meant.
     pub fn parse(text: &str) -> Result<Pipeline, ParsePipelineError> {
-        let mut parser = Parser { text, at: 0 };
+        Pipeline::parse_with(text, PASSES)
+    }
+
+    /// As [`Pipeline::parse`], where the text may name these passes and no others.
+    ///
+    /// # Errors
+    /// As [`Pipeline::parse`].
+    pub fn parse_with(
+        text: &str,
+        passes: &[&'static dyn Pass],
+    ) -> Result<Pipeline, ParsePipelineError> {
+        let mut parser = Parser { text, at: 0, passes };
         let mut steps = Vec::new();
         parser.skip_space();
         if parser.rest().is_empty() {
@@ -168,34 +195,89 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Vec<StepReport>, PipelineError> {
         let mut reports = Vec::with_capacity(self.steps.len());
-        for (index, step) in self.steps.iter().enumerate() {
-            let name = step.pass.name();
-            if !ctx.enabled(name) {
-                continue;
-            }
-            let mut step_ctx = ctx.clone();
-            step_ctx.disabled.extend(step.disabled.iter().map(|&rule| rule.to_owned()));
-            step_ctx.options = step.options.clone();
-            observer.before(index, name, module);
-            let insts_before = count_insts(module);
-            let start = Instant::now();
-            let stats = step
-                .pass
-                .run(module, &step_ctx)
-                .map_err(|source| PipelineError::Pass { pass: name, source })?;
-            let time = start.elapsed();
-            tracing::debug!(pass = name, ?time, changed = stats.changed, counters = ?stats.counters);
-            if ctx.verify_each {
-                verify(module)
-                    .map_err(|diagnostics| PipelineError::Verify { pass: name, diagnostics })?;
-            }
-            let insts = (insts_before, count_insts(module));
-            let report = StepReport { pass: name, time, stats, insts };
-            observer.after(index, &report, module);
-            reports.push(report);
+        for index in 0..self.steps.len() {
+            reports.extend(self.run_step(index, module, ctx, observer)?);
         }
         Ok(reports)
     }
+
+    /// Runs step `index` alone; `None` when its pass is switched off.
+    ///
+    /// # Errors
+    /// When the pass fails, or what it left does not verify.
+    pub fn run_step(
+        &self,
+        index: usize,
+        module: &mut Module,
+        ctx: &PassCtx,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepReport>, PipelineError> {
+        let step = &self.steps[index];
+        let name = step.pass.name();
+        if !ctx.enabled(name) {
+            return Ok(None);
+        }
+        let mut step_ctx = ctx.clone();
+        step_ctx.disabled.extend(step.disabled.iter().map(|&rule| rule.to_owned()));
+        step_ctx.options = step.options.clone();
+        observer.before(index, name, module);
+        let insts_before = count_insts(module);
+        let start = Instant::now();
+        let stats = step
+            .pass
+            .run(module, &step_ctx)
+            .map_err(|source| PipelineError::Pass { pass: name, source })?;
+        let time = start.elapsed();
+        tracing::debug!(pass = name, ?time, changed = stats.changed, counters = ?stats.counters);
+        if ctx.verify_each {
+            verify(module)
+                .map_err(|diagnostics| PipelineError::Verify { pass: name, diagnostics })?;
+        }
+        let insts = (insts_before, count_insts(module));
+        let report = StepReport { pass: name, time, stats, insts };
+        observer.after(index, &report, module);
+        Ok(Some(report))
+    }
+
+    /// As [`Pipeline::run`], for tools: a panic of a pass is an error too, and an error comes with
+    /// the failing step and the module that it was given. Keeps a copy of the module for that.
+    ///
+    /// # Errors
+    /// The first step that fails or panics, or whose result does not verify; the module is then in
+    /// no defined state.
+    pub fn run_guarded(
+        &self,
+        module: &mut Module,
+        ctx: &PassCtx,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<StepReport>, Box<StepFailure>> {
+        let mut reports = Vec::with_capacity(self.steps.len());
+        for (index, step) in self.steps.iter().enumerate() {
+            let before = module.clone();
+            // Nothing is looked at after a panic but the copy.
+            let run = AssertUnwindSafe(|| self.run_step(index, module, ctx, observer));
+            let error = match catch_unwind(run) {
+                Ok(Ok(report)) => {
+                    reports.extend(report);
+                    continue;
+                }
+                Ok(Err(error)) => error,
+                Err(payload) => {
+                    PipelineError::Panic { pass: step.pass.name(), message: panic_text(&*payload) }
+                }
+            };
+            let step = Pipeline { steps: vec![step.clone()] }.to_string();
+            return Err(Box::new(StepFailure { error, step, before }));
+        }
+        Ok(reports)
+    }
+}
+
+/// What a panic said.
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
 }
 
 fn count_insts(module: &Module) -> usize {
@@ -209,6 +291,7 @@ fn verify(module: &Module) -> Result<(), String> {
 struct Parser<'a> {
     text: &'a str,
     at: usize,
+    passes: &'a [&'static dyn Pass],
 }
 
 impl<'a> Parser<'a> {
@@ -255,8 +338,8 @@ impl<'a> Parser<'a> {
 
     fn step(&mut self) -> Result<Step, ParsePipelineError> {
         let (name, span) = self.word(&[], "the name of a pass")?;
-        let names = || PASSES.iter().map(|p| p.name());
-        let Some(pass) = pass(name) else {
+        let names = || self.passes.iter().map(|p| p.name());
+        let Some(pass) = self.passes.iter().copied().find(|p| p.name() == name) else {
             return Err(self.error(span, unknown("pass", name, names)));
         };
         let mut step = Step { pass, disabled: Vec::new(), options: Options::default() };
@@ -431,6 +514,38 @@ mod tests {
         assert!(e.contains("V29"), "{e}");
         ctx.verify_each = false;
         assert!(pipeline.run(&mut small(), &ctx, &mut ()).is_ok());
+    }
+
+    /// Panics when it sees `exp`.
+    struct Panics;
+
+    impl Pass for Panics {
+        fn name(&self) -> &'static str {
+            "panics"
+        }
+        fn doc(&self) -> &'static str {
+            "Panics."
+        }
+        fn run(&self, module: &mut Module, _: &PassCtx) -> Result<PassStats, PassError> {
+            assert!(module.funcs[0].body.iter().all(|inst| inst.op != Op::Exp), "exp is too much");
+            Ok(PassStats::default())
+        }
+    }
+
+    #[test]
+    fn a_panic_comes_with_the_step_and_the_module_before_it() {
+        let known: &[&'static dyn Pass] = &[&crate::cse::Cse, &Panics];
+        let e = Pipeline::parse_with("dce", known).err().unwrap();
+        assert!(e.to_string().contains("there are cse, panics"), "{e}");
+        let pipeline = Pipeline::parse_with("cse,panics", known).unwrap();
+        let ctx = PassCtx::new(&Plain);
+        let failure = pipeline.run_guarded(&mut small(), &ctx, &mut ()).unwrap_err();
+        assert_eq!(failure.to_string(), "pass `panics` panicked: exp is too much");
+        assert_eq!((failure.step.as_str(), &failure.before), ("panics", &small()));
+
+        let mut ctx = ctx.clone();
+        ctx.disabled.insert("panics".to_owned());
+        assert_eq!(pipeline.run_guarded(&mut small(), &ctx, &mut ()).unwrap().len(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod dot;
 pub mod exit;
 pub mod ir_file;
 pub mod npy;
+pub mod opt;
 pub mod output;
 pub mod progress;
 pub mod source;
