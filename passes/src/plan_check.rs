@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
     }
 
     fn name(&self, v: ValueId) -> String {
-        match &self.func.values[v.index()].name {
+        match self.func.values.get(v.index()).and_then(|value| value.name.as_ref()) {
             Some(name) => format!("%{name}"),
             None => format!("value {}", v.0),
         }

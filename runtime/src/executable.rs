@@ -40,6 +40,21 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The target that these options mean on this machine.
+    ///
+    /// # Errors
+    /// When this machine lacks the instruction set.
+    pub(crate) fn target(&self) -> Result<CpuTarget, RuntimeError> {
+        let threads = if self.threads == 0 { default_threads() } else { self.threads };
+        let isa = self.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_available() {
+            return Err(RuntimeError::Isa { asked: isa, available: Isa::available() });
+        }
+        Ok(CpuTarget { isa, threads })
+    }
+}
+
 /// As many workers as the machine offers this process.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -59,37 +74,29 @@ fn keep_reachable(module: &mut Module, entry: &str) {
     module.funcs.retain(|name, _| reached.contains(name));
 }
 
-/// A compiled module.
-pub struct Executable {
-    module: Module,
-    plan: MemoryPlan,
-    program: Program,
-    entry: Arc<str>,
-    threads: usize,
-    isa: Isa,
+/// A module that is optimised and planned. Its weights are not loaded yet, so it is small: it can
+/// be saved ([`Prepared::to_bytes`]) and loaded without running a pass again.
+pub struct Prepared {
+    pub(crate) module: Module,
+    pub(crate) plan: MemoryPlan,
+    pub(crate) entry: Arc<str>,
+    pub(crate) threads: usize,
+    pub(crate) isa: Isa,
     reports: Vec<StepReport>,
 }
 
-impl Executable {
-    /// Compiles a module whose constants lie in `files`.
-    ///
-    /// Weights that kernels want in another form are converted here, once; the originals are then
-    /// dropped from memory.
+impl Prepared {
+    /// Verifies, optimises and plans a module whose constants lie in `files`.
     ///
     /// # Errors
     /// When the module does not verify, the pipeline cannot be read or fails, or the module cannot
-    /// be planned or compiled.
-    pub fn compile(
+    /// be planned.
+    pub fn new(
         mut module: Module,
         files: &Files,
         opts: &Options,
-    ) -> Result<Executable, RuntimeError> {
-        let threads = if opts.threads == 0 { default_threads() } else { opts.threads };
-        let isa = opts.isa.unwrap_or_else(Isa::detect);
-        if !isa.is_available() {
-            return Err(RuntimeError::Isa { asked: isa, available: Isa::available() });
-        }
-        let target = CpuTarget { isa, threads };
+    ) -> Result<Prepared, RuntimeError> {
+        let target = opts.target()?;
         aether_ir::verify(&module)
             .map_err(|found| RuntimeError::Verify(aether_ir::text::explain(&module, &found)))?;
         keep_reachable(&mut module, &opts.entry);
@@ -103,9 +110,44 @@ impl Executable {
             aether_passes::plan_check::check(&module, &plan, &target)
                 .map_err(|e| RuntimeError::PlanCheck(e.to_string()))?;
         }
+        let CpuTarget { isa, threads } = target;
+        let entry = opts.entry.as_str().into();
+        Ok(Prepared { module, plan, entry, threads, isa, reports })
+    }
+
+    /// What a file gave, checked already.
+    pub(crate) fn from_parts(
+        module: Module,
+        plan: MemoryPlan,
+        entry: Arc<str>,
+        target: CpuTarget,
+    ) -> Prepared {
+        let CpuTarget { isa, threads } = target;
+        Prepared { module, plan, entry, threads, isa, reports: Vec::new() }
+    }
+
+    /// The module after the passes.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Name of the function that is run.
+    pub fn entry(&self) -> &Arc<str> {
+        &self.entry
+    }
+
+    /// Loads the weights and makes the program.
+    ///
+    /// Weights that kernels want in another form are converted here, once; the originals are then
+    /// dropped from memory.
+    ///
+    /// # Errors
+    /// When a constant is missing or the module cannot be compiled.
+    pub fn load(self, files: &Files) -> Result<Executable, RuntimeError> {
+        let Prepared { module, plan, entry, threads, isa, reports } = self;
         files.will_load();
         let compile = CompileOptions { isa, threads };
-        let program = aether_codegen_cpu::compile(&module, &plan, &opts.entry, files, compile);
+        let program = aether_codegen_cpu::compile(&module, &plan, &entry, files, compile);
         files.loaded();
         let program = program?;
         tracing::debug!(
@@ -118,8 +160,33 @@ impl Executable {
         for step in program.by_reference() {
             tracing::warn!(step, "no kernel: runs by the reference interpreter");
         }
-        let entry = opts.entry.as_str().into();
         Ok(Executable { module, plan, program, entry, threads, isa, reports })
+    }
+}
+
+/// A compiled module.
+pub struct Executable {
+    module: Module,
+    plan: MemoryPlan,
+    program: Program,
+    entry: Arc<str>,
+    threads: usize,
+    isa: Isa,
+    reports: Vec<StepReport>,
+}
+
+impl Executable {
+    /// Compiles a module whose constants lie in `files`: [`Prepared::new`], then
+    /// [`Prepared::load`].
+    ///
+    /// # Errors
+    /// As these two.
+    pub fn compile(
+        module: Module,
+        files: &Files,
+        opts: &Options,
+    ) -> Result<Executable, RuntimeError> {
+        Prepared::new(module, files, opts)?.load(files)
     }
 
     /// The module after the passes.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aether_codegen_cpu::{ConstBytes, ConstSource, DenseOnly};
 use aether_ir::tensor::Bytes;
-use aether_ir::{Const, ConstData};
+use aether_ir::{Const, ConstData, Module};
+use indexmap::IndexMap;
 use memmap2::{Advice, Mmap};
 
 /// What is behind a map.
@@ -102,6 +103,22 @@ impl Files {
             ConstData::Dense(bytes) => Ok(bytes.clone().into()),
             ConstData::File { .. } => Ok(Bytes::from_owner(self.range(constant)?)),
         }
+    }
+
+    /// Length of every file that holds constants of a module, by the path that the module gives.
+    ///
+    /// # Errors
+    /// When a file cannot be mapped.
+    pub fn lengths(&self, module: &Module) -> Result<IndexMap<String, u64>, String> {
+        let mut lengths = IndexMap::new();
+        for constant in module.consts.values() {
+            if let ConstData::File { path, .. } = &constant.data
+                && !lengths.contains_key(path)
+            {
+                lengths.insert(path.clone(), self.map(path)?.len() as u64);
+            }
+        }
+        Ok(lengths)
     }
 
     fn range(&self, constant: &Const) -> Result<Part, String> {

@@ -7,13 +7,15 @@
 mod error;
 mod executable;
 mod files;
+mod saved;
 mod session;
 mod tensors;
 
 pub use aether_codegen_cpu::pool::{Pool, PoolError};
 pub use aether_codegen_cpu::{AlignedBytes, Arg, ArgData, Isa, RunError};
 pub use error::RuntimeError;
-pub use executable::{DEFAULT_PIPELINE, Executable, Options, default_threads};
+pub use executable::{DEFAULT_PIPELINE, Executable, Options, Prepared, default_threads};
 pub use files::{Backing, Files};
+pub use saved::{Identity, MAX_PLAN_FILE, Recompile, SavedError};
 pub use session::{ArgBuffer, Session, check_memory};
 pub use tensors::{run_executable, run_module};

@@ -8,4 +8,5 @@ pub mod npy;
 pub mod opt;
 pub mod output;
 pub mod progress;
+pub mod report;
 pub mod source;

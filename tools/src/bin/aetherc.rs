@@ -5,8 +5,12 @@ use std::process::ExitCode;
 
 use aether_codegen_cpu::CpuTarget;
 use aether_ir::Module;
+use aether_ir::interp::{ConstSource, Interpreter};
 use aether_ir::text::print_module;
 use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, plan};
+use aether_runtime::{Files, Options, Prepared, Recompile, run_executable};
+use aether_tools::opt::inputs;
+use aether_tools::report::{self, Report};
 use aether_tools::{dot, exit, ir_file, npy, output};
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,17 +32,22 @@ enum Command {
         /// A .aet or .gguf file
         file: PathBuf,
     },
-    /// Run a function on inputs from .npy files
+    /// Run a function of a .aet file, or a saved plan
     Run(RunArgs),
+    /// Write a page about a module: graphs, fusion, costs, memory over time
+    Report(ReportArgs),
 }
 
 #[derive(Debug, Args)]
 struct CompileArgs {
     /// A .aet or .gguf file
     file: PathBuf,
-    /// What to print
-    #[arg(long, value_enum, default_value_t = Emit::Ir)]
-    emit: Emit,
+    /// What to print; a plan to be run later when the output's name ends in .aeplan
+    #[arg(long, value_enum)]
+    emit: Option<Emit>,
+    /// The function that a saved plan runs
+    #[arg(long, default_value = "main")]
+    func: String,
     /// Passes to run
     #[arg(long, value_name = "PASSES", default_value = DEFAULT_PIPELINE)]
     pipeline: String,
@@ -60,29 +69,61 @@ enum Emit {
     Dot,
     /// The module as JSON
     Json,
+    /// The optimised module with its plan, for `aetherc run`
+    Aeplan,
 }
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// A .aet file
+    /// A .aet file, or a .aeplan file that `aetherc compile` wrote
     file: PathBuf,
-    /// The function
+    /// The function; a saved plan knows its own
     #[arg(long, default_value = "main")]
     func: String,
-    /// A parameter's value: NAME=FILE.npy; may be repeated
-    #[arg(short, long, value_name = "NAME=FILE.npy")]
+    /// A parameter: NAME=FILE.npy, NAME=[1, 2.5, …], NAME=0.5 or NAME=random:SEED; without NAME
+    /// for all that are not named
+    #[arg(short, long, value_name = "VALUE")]
     input: Vec<String>,
+    /// The value of a symbol that no input binds: NAME=NUMBER
+    #[arg(long, value_name = "NAME=N")]
+    sym: Vec<String>,
     /// Write result number I to FILE.npy: I=FILE.npy; results not named are printed
     #[arg(long, value_name = "I=FILE.npy")]
     output: Vec<String>,
     /// Carry it out with the reference interpreter
     #[arg(long)]
     interpret: bool,
+    /// Threads to run with; as many as the plan was made for, or as the machine has
+    #[arg(short, long)]
+    threads: Option<usize>,
+    /// Compile a plan again that was made by another version or for another machine
+    #[arg(long)]
+    recompile: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// A .aet or .gguf file
+    file: PathBuf,
+    /// The page
+    #[arg(short, long, value_name = "FILE.html")]
+    output: PathBuf,
+    /// Passes to run
+    #[arg(long, value_name = "PASSES", default_value = DEFAULT_PIPELINE)]
+    pipeline: String,
+    /// Threads to compile for
+    #[arg(short, long, default_value_t = 1)]
+    threads: usize,
+}
+
+/// Whether the name of a file ends so.
+fn is(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 /// The module of a file, by its extension.
 fn load(path: &Path) -> anyhow::Result<Module> {
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    if is(path, "gguf") {
         let gguf = aether_llm::gguf::Gguf::open(path)?;
         let options = aether_llm::engine::LoadOptions::default();
         return Ok(aether_llm::engine::Model::build_ir(&gguf, &options)?.module);
@@ -90,27 +131,67 @@ fn load(path: &Path) -> anyhow::Result<Module> {
     ir_file::read(path)
 }
 
+/// The folder that a module's relative paths start at is the current one, as for every command.
+fn files() -> Files {
+    Files::new()
+}
+
 fn compile(args: &CompileArgs) -> anyhow::Result<()> {
-    let mut module = load(&args.file)?;
+    let module = load(&args.file)?;
+    let to_plan = args.output.as_ref().is_some_and(|path| is(path, "aeplan"));
+    let emit = args.emit.unwrap_or(if to_plan { Emit::Aeplan } else { Emit::Ir });
+    if matches!(emit, Emit::Aeplan) {
+        let options = Options {
+            entry: args.func.clone(),
+            threads: args.threads,
+            pipeline: Some(args.pipeline.clone()),
+            verify: true,
+            ..Options::default()
+        };
+        let bytes = Prepared::new(module, &files(), &options)?.to_bytes(&files())?;
+        return write(args.output.as_deref(), &bytes);
+    }
+    let mut module = module;
     let target = CpuTarget::detect(args.threads);
     let pipeline = Pipeline::parse(&args.pipeline)?;
-    pipeline.run(&mut module, &PassCtx::new(&target), &mut ())?;
-    let text = match args.emit {
-        Emit::Ir => print_module(&module),
+    let files = files();
+    let mut ctx = PassCtx::new(&target);
+    ctx.consts = Some(&files as &dyn ConstSource);
+    pipeline.run(&mut module, &ctx, &mut ())?;
+    let text = match emit {
         Emit::Plan => plan::text(&module, &plan::plan(&module, &target)?),
         Emit::Dot => dot::module(&module),
         Emit::Json => format!("{}\n", serde_json::to_string_pretty(&module)?),
+        Emit::Ir | Emit::Aeplan => print_module(&module),
     };
-    match &args.output {
-        Some(path) => std::fs::write(path, text)
-            .with_context(|| format!("cannot write {}", path.display()))?,
-        None => output::print(&text)?,
+    write(args.output.as_deref(), text.as_bytes())
+}
+
+fn write(path: Option<&Path>, bytes: &[u8]) -> anyhow::Result<()> {
+    match path {
+        Some(path) => {
+            std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+        }
+        None => Ok(output::write(bytes)?),
     }
-    Ok(())
+}
+
+fn report(args: &ReportArgs) -> anyhow::Result<()> {
+    let module = load(&args.file)?;
+    let files = files();
+    let name = args.file.file_name().unwrap_or(args.file.as_os_str()).to_string_lossy();
+    let page = report::page(&Report {
+        name: &name,
+        module: &module,
+        pipeline: &Pipeline::parse(&args.pipeline)?,
+        target: CpuTarget::detect(args.threads),
+        consts: Some(&files),
+    })?;
+    write(Some(&args.output), page.as_bytes())
 }
 
 fn inspect(file: &Path) -> anyhow::Result<()> {
-    if file.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    if is(file, "gguf") {
         let gguf = aether_llm::gguf::Gguf::open(file)?;
         output::print(&aether_llm::gguf::inspect::text(&gguf))?;
         return Ok(());
@@ -142,32 +223,48 @@ fn pair<'a>(text: &'a str, option: &str) -> anyhow::Result<(&'a str, &'a str)> {
     text.split_once('=').with_context(|| format!("--{option} {text}: expected KEY=FILE.npy"))
 }
 
+/// What a `.aeplan` file holds; its number of threads is taken over unless another is asked for.
+fn saved(args: &RunArgs, files: &Files) -> anyhow::Result<Prepared> {
+    let path = &args.file;
+    let about = || format!("cannot use {}", path.display());
+    let length = std::fs::metadata(path).with_context(about)?.len();
+    if length > aether_runtime::MAX_PLAN_FILE {
+        bail!("{} has {length} bytes: no plan is that long", path.display());
+    }
+    let bytes = std::fs::read(path).with_context(about)?;
+    // A plan for more threads than there are was made for another machine.
+    let most = aether_runtime::default_threads();
+    let made_for = aether_runtime::Identity::peek(&bytes).map(|identity| identity.threads);
+    let threads = args.threads.or(made_for.filter(|n| *n <= most)).unwrap_or(most);
+    let options = Options { threads, ..Options::default() };
+    let recompile = if args.recompile { Recompile::Yes } else { Recompile::No };
+    Prepared::from_bytes(&bytes, files, &options, recompile).with_context(about)
+}
+
 fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let module = ir_file::read(&args.file)?;
-    let Some(func) = module.funcs.get(args.func.as_str()) else {
-        bail!("{} has no function @{}", args.file.display(), args.func);
-    };
-    let mut inputs = Vec::with_capacity(func.params.len());
-    let mut given = args
-        .input
-        .iter()
-        .map(|text| pair(text, "input"))
-        .collect::<anyhow::Result<Vec<(&str, &str)>>>()?;
-    for &param in &func.params {
-        let name = func.values[param.index()].name.as_deref().unwrap_or_default();
-        let index = given.iter().position(|(key, _)| *key == name).with_context(|| {
-            format!("%{name} has no value: give it as --input {name}=FILE.npy ({})", func.ty(param))
-        })?;
-        let (_, path) = given.swap_remove(index);
-        inputs.push(npy::read(Path::new(path))?);
-    }
-    if let Some((key, _)) = given.first() {
-        bail!("@{} has no parameter %{key}", args.func);
-    }
-    let results = if args.interpret {
-        aether_ir::interp::Interpreter::new(&module).run(&args.func, inputs)?
+    let files = files();
+    let results = if is(&args.file, "aeplan") {
+        let prepared = saved(args, &files)?;
+        let func = prepared.entry().clone();
+        let given = inputs::read(prepared.module(), &func, &args.input, &args.sym)?;
+        if args.interpret {
+            Interpreter::new(prepared.module()).run_bound(&func, given.tensors, &given.bindings)?
+        } else {
+            run_executable(&prepared.load(&files)?.into(), given.tensors)?
+        }
     } else {
-        aether_runtime::run_module(&module, &args.func, inputs)?
+        let module = ir_file::read(&args.file)?;
+        let given = inputs::read(&module, &args.func, &args.input, &args.sym)?;
+        if args.interpret {
+            Interpreter::new(&module).run_bound(&args.func, given.tensors, &given.bindings)?
+        } else {
+            let threads = args.threads.unwrap_or(0);
+            let options = Options { entry: args.func.clone(), threads, ..Options::default() };
+            run_executable(
+                &Prepared::new(module, &files, &options)?.load(&files)?.into(),
+                given.tensors,
+            )?
+        }
     };
     let mut named = args
         .output
@@ -187,7 +284,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
     }
     if let Some((index, _)) = named.first() {
-        bail!("@{} has {} results, there is no number {index}", args.func, results.len());
+        bail!("there are {} results, none is number {index}", results.len());
     }
     Ok(())
 }
@@ -199,6 +296,7 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile(args),
         Command::Inspect { file } => inspect(file),
         Command::Run(args) => run(args),
+        Command::Report(args) => report(args),
     };
     exit::report(outcome.map(|()| ExitCode::SUCCESS))
 }

@@ -120,7 +120,7 @@ pub fn run(cli: &Cli, env: &Env) -> anyhow::Result<Output> {
     if cli.dump_pipeline {
         out.note(pipeline.to_string());
     }
-    let session = Session::new(cli, env, &pipeline);
+    let session = Session::new(cli, env, &pipeline, from_header.is_some());
     let parts = if cli.split_input_file { split::parts(&source) } else { vec![source] };
     for (i, part) in parts.iter().enumerate() {
         if i > 0 && !cli.verify_diagnostics {
@@ -205,10 +205,12 @@ struct Session<'a> {
     target: CpuTarget,
     consts: FileSource,
     disabled: BTreeSet<String>,
+    /// Whether the arguments are those of the file's own header.
+    alone: bool,
 }
 
 impl<'a> Session<'a> {
-    fn new(cli: &'a Cli, env: &'a Env<'a>, pipeline: &'a Pipeline) -> Self {
+    fn new(cli: &'a Cli, env: &'a Env<'a>, pipeline: &'a Pipeline, alone: bool) -> Self {
         let isa = cli.isa.unwrap_or_else(Isa::detect);
         Session {
             cli,
@@ -217,6 +219,7 @@ impl<'a> Session<'a> {
             target: CpuTarget { isa, threads: cli.threads.max(1) },
             consts: FileSource::default(),
             disabled: cli.disable_rule.iter().cloned().collect(),
+            alone,
         }
     }
 
@@ -258,7 +261,7 @@ impl<'a> Session<'a> {
         let ran = self.pipeline.run_guarded(module, &ctx, &mut printer);
         let reports = match ran {
             Ok(reports) => reports,
-            Err(failure) => return Err(reproducer::report(&failure, self.cli)),
+            Err(failure) => return Err(reproducer::report(&failure, self.cli, self.alone)),
         };
         if self.cli.timing {
             out.note(stats::timing(&reports));

@@ -10,8 +10,12 @@ use sha2::{Digest, Sha256};
 
 use super::{Cli, RUN};
 
-/// The failure as an error, with the path of the reproducer that was written.
-pub fn report(failure: &StepFailure, cli: &Cli) -> anyhow::Error {
+/// The failure as an error, with the path of the reproducer that was written. A file that is run
+/// by its own header (`alone`) is a reproducer already.
+pub fn report(failure: &StepFailure, cli: &Cli, alone: bool) -> anyhow::Error {
+    if alone {
+        return anyhow::anyhow!("{failure}");
+    }
     let text = text(failure, cli);
     match write(&text, failure, cli) {
         Ok(path) => {

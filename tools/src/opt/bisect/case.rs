@@ -117,7 +117,8 @@ impl Case {
         let mut arguments = Vec::new();
         // Old parameters first, in their order.
         let results = func.body.iter().flat_map(|inst| &inst.results);
-        new.params = func.params.iter().chain(results).copied().filter(|v| lent.contains(v)).collect();
+        new.params =
+            func.params.iter().chain(results).copied().filter(|v| lent.contains(v)).collect();
         for v in &new.params {
             let old = func.params.iter().position(|p| p == v);
             arguments.push(match old.and_then(|i| self.arguments.get(i)) {
@@ -128,7 +129,10 @@ impl Case {
                 }
             });
         }
-        new.body = (0..func.body.len()).filter(|i| kept.contains(i)).map(|i| func.body[i].clone()).collect();
+        new.body = (0..func.body.len())
+            .filter(|i| kept.contains(i))
+            .map(|i| func.body[i].clone())
+            .collect();
         new.returns = returns.to_vec();
         new.result_types = returns.iter().map(|&v| func.ty(v).clone()).collect();
         // A value may be given away here only if the part does not return it.
@@ -187,9 +191,8 @@ impl Case {
 /// Gives names to parameters that have none, so that `--input` can name them.
 fn name_params(func: &mut Func) {
     for (i, param) in func.params.clone().into_iter().enumerate() {
-        let taken = |func: &Func, name: &str| {
-            func.values.iter().any(|v| v.name.as_deref() == Some(name))
-        };
+        let taken =
+            |func: &Func, name: &str| func.values.iter().any(|v| v.name.as_deref() == Some(name));
         if func.values[param.index()].name.is_none() {
             let mut name = format!("p{i}");
             while taken(func, &name) {

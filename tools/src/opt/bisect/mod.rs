@@ -41,9 +41,9 @@ impl Session<'_> {
                 found.why
             ));
             if let Some(rule) = found.rule {
-                let which = found.rewrite.map_or(String::new(), |(n, all)| {
-                    format!(" in rewrite {n} of {all}")
-                });
+                let which = found
+                    .rewrite
+                    .map_or(String::new(), |(n, all)| format!(" in rewrite {n} of {all}"));
                 out.note(format!("rule `{rule}` does it{which}"));
             }
             let fails = |case: &Case| passes.spoils(case, &found.step, None).is_some();
@@ -54,7 +54,9 @@ impl Session<'_> {
         let kernels = kernels::Judge { device: &*device, tolerance: &tolerance };
         if let Some(found) = kernels.search(&before)? {
             match found.op {
-                Some(op) => out.note(format!("kernel of `{op}` ({}) is wrong: {}", found.path, found.why)),
+                Some(op) => {
+                    out.note(format!("kernel of `{op}` ({}) is wrong: {}", found.path, found.why))
+                }
                 None => out.note(format!(
                     "each kernel is right alone, but together they are wrong ({}): {}",
                     found.path, found.why
@@ -88,12 +90,8 @@ impl Session<'_> {
         let read = inputs::read(module, entry, specs, &self.cli.sym)?;
         let arguments = read.tensors.into_iter().zip(read.specs);
         let arguments = arguments.map(|(tensor, spec)| Argument { tensor, spec }).collect();
-        let mut case = Case {
-            module: module.clone(),
-            func: entry.into(),
-            arguments,
-            bindings: read.bindings,
-        };
+        let mut case =
+            Case { module: module.clone(), func: entry.into(), arguments, bindings: read.bindings };
         case.keep_reachable();
         Ok(case)
     }

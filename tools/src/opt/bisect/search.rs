@@ -69,7 +69,11 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// When the interpreter cannot run the case as it is given.
-    pub fn search(&self, case: &Case, pipeline: &Pipeline) -> anyhow::Result<(Case, Option<Culprit>)> {
+    pub fn search(
+        &self,
+        case: &Case,
+        pipeline: &Pipeline,
+    ) -> anyhow::Result<(Case, Option<Culprit>)> {
         let expected = case.interpret(&case.module)?;
         let mut now = case.clone();
         for (index, step) in pipeline.steps.iter().enumerate() {

@@ -107,7 +107,8 @@ impl Shrinker<'_> {
                 let returns = self.case.entry().returns.clone();
                 let gone = at..at + size;
                 let candidate = self.case.part(&|i| !gone.contains(&i), &returns, &trace).ok();
-                let smaller = candidate.filter(|c| c.entry().body.len() < self.case.entry().body.len());
+                let smaller =
+                    candidate.filter(|c| c.entry().body.len() < self.case.entry().body.len());
                 if self.take(smaller) {
                     better = true;
                 } else {
@@ -191,7 +192,9 @@ impl Shrinker<'_> {
                     break;
                 }
                 // A seed is no plainer than another.
-                if current.spec.as_deref().is_some_and(|s| s.starts_with("random")) && spec.len() > 1 {
+                if current.spec.as_deref().is_some_and(|s| s.starts_with("random"))
+                    && spec.len() > 1
+                {
                     continue;
                 }
                 let ty = current.tensor.ty();
