@@ -3,6 +3,7 @@
 pub mod cmd;
 pub mod dot;
 pub mod exit;
+pub mod fusion;
 pub mod ir_file;
 pub mod npy;
 pub mod opt;

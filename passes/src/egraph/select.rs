@@ -137,7 +137,9 @@ impl<'a> Selection<'a> {
     /// are in there.
     fn swallowed(&self, at: usize, alternative: &Alternative) -> Option<Vec<usize>> {
         let too_late = |v: &ValueId| self.given_at[v.index()].is_some_and(|given| given < at);
-        if alternative.operands.iter().any(too_late) {
+        // What an earlier choice swallowed is not computed any more.
+        let gone = |v: &ValueId| self.defs[v.index()].is_some_and(|def| !self.live[def]);
+        if alternative.operands.iter().any(|v| too_late(v) || gone(v)) {
             return None;
         }
         let mut inside: Vec<usize> = Vec::new();
