@@ -16,7 +16,7 @@ artifacts=fuzz/artifacts/$target
 mkdir -p "$corpus" "$artifacts"
 case $target in
 parser | round_trip | pipeline)
-  seeds=(ir/tests/parse ir/tests/verify tests/ir passes/tests/filetests) options=(-dict=fuzz/aet.dict -max_len=4096) ;;
+  seeds=(ir/tests/parse ir/tests/verify tests/ir) options=(-dict=fuzz/aet.dict -max_len=4096) ;;
 gguf | tokenizer) seeds=(llm/tests/data/gguf llm/tests/data/tokenizer) options=(-max_len=16384) ;;
 *) seeds=() options=(-max_len=16384) ;;
 esac

@@ -377,6 +377,21 @@ fn hostile_text_is_refused_in_bounded_time() {
 }
 
 #[test]
+fn deeply_nested_json_is_refused() {
+    let n = 100_000;
+    let json = serde_json::to_string(&parse_module(SAMPLE).unwrap()).unwrap();
+    let within = |from: &str, to: String| json.replacen(from, &to, 1);
+    for text in [
+        "[".repeat(n),
+        "{\"funcs\":".repeat(n),
+        within("\"symbols\":{", "\"other\":".to_owned() + &"[".repeat(n)),
+        within("\"attrs\":{", "\"attrs\":{\"x\":".to_owned() + &"[".repeat(n)),
+    ] {
+        assert!(serde_json::from_str::<Module>(&text).is_err());
+    }
+}
+
+#[test]
 fn any_json_module_is_verified_without_panic() {
     // Numbers of a valid module's JSON replaced at random: ids out of range, odd shapes, counts.
     let mut rng = Rng::with_seed(5);

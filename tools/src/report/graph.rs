@@ -55,7 +55,7 @@ pub fn svg(func: &Func, cost_of: &CostOf) -> String {
     let mut out = format!(
         "<svg class=\"graph\" role=\"img\" viewBox=\"0 0 {width:.0} {height:.0}\" \
          style=\"min-width:{:.0}px;max-width:{width:.0}px\">\n",
-        (width * 0.55).min(900.0)
+        (width * 0.75).min(1400.0)
     );
     for (to, node) in nodes.iter().enumerate() {
         for &(from, donated) in &node.reads {

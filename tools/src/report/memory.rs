@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use aether_ir::plan::{FuncPlan, Storage};
-use aether_ir::{Func, ValueId};
+use aether_ir::{Func, Op, ValueId};
 
 use super::html::{self, escape};
 
@@ -31,8 +31,16 @@ pub fn svg(func: &Func, plan: &FuncPlan) -> String {
         return String::new();
     }
     let ranges = ranges(func, plan);
-    let steps = func.body.len().max(1) as f64;
-    let x = |step: f64| LEFT + step / steps * (WIDTH - LEFT - 8.0);
+    // Constants are read when the module is loaded: they take no time and no room here.
+    let mut columns = Vec::with_capacity(func.body.len());
+    let mut steps = 0usize;
+    for inst in &func.body {
+        columns.push(steps);
+        steps += usize::from(!matches!(inst.op, Op::Constant | Op::Pack));
+    }
+    let width = (WIDTH - LEFT - 8.0) / steps.max(1) as f64;
+    let x = |column: usize| LEFT + column as f64 * width;
+    let column = |inst: usize| columns.get(inst).copied().unwrap_or(steps.saturating_sub(1));
     let y = |offset: f64| TOP + (1.0 - offset / plan.frame_bytes as f64) * (HEIGHT - TOP - BOTTOM);
     let fragmentation =
         (plan.frame_bytes as f64 / plan.lower_bound.max(1) as f64 - 1.0).max(0.0) * 100.0;
@@ -56,23 +64,23 @@ pub fn svg(func: &Func, plan: &FuncPlan) -> String {
             html::bytes(offset)
         );
     }
-    let every = (func.body.len() / 10).max(1);
-    for step in (0..func.body.len()).step_by(every) {
+    let every = (steps / 10).max(1);
+    for step in (0..steps).step_by(every) {
         let _ = writeln!(
             out,
             "<text class=\"axis\" x=\"{:.1}\" y=\"{:.0}\">{step}</text>",
-            x(step as f64 + 0.5),
+            x(step) + width / 2.0,
             HEIGHT - BOTTOM + 16.0
         );
     }
     let _ = writeln!(
         out,
-        "<text class=\"axis\" x=\"{:.0}\" y=\"{:.0}\">instruction</text>",
+        "<text class=\"axis\" x=\"{:.0}\" y=\"{:.0}\">instruction, constants not counted</text>",
         (LEFT + WIDTH) / 2.0,
         HEIGHT - 4.0
     );
     for (i, range) in ranges.iter().enumerate() {
-        let (left, right) = (x(range.from as f64), x(range.to as f64 + 1.0));
+        let (left, right) = (x(column(range.from)), x(column(range.to) + 1));
         let (top, bottom) = (y((range.offset + range.bytes) as f64), y(range.offset as f64));
         let class = match range.temporary {
             true => "temporary".to_owned(),
