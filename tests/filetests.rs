@@ -26,9 +26,7 @@ use aether_codegen_cpu::CpuTarget;
 use aether_ir::Module;
 use aether_ir::text::{parse_and_verify, print};
 use aether_passes::{Observer, PassCtx, Pipeline, StepReport};
-use aether_tools::opt::{self, Cli, Env};
-
-const EXPECT: &str = "// expect:\n";
+use aether_tools::opt::{self, Cli, EXPECT, Env};
 
 /// One file, read.
 struct Case {

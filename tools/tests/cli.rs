@@ -106,6 +106,39 @@ fn bad_input_is_refused_with_a_reason() {
     refused(&aether(&["run", "-p", "x", "--temp=-1"]), &["temp"]);
 }
 
+/// A plan that is compiled once runs without the passes, and on nothing but what it was made for.
+#[test]
+fn plans_are_saved_and_run() {
+    let aetherc = |args: &[&str]| {
+        let command = Command::new(env!("CARGO_BIN_EXE_aetherc")).args(args).output();
+        command.expect("aetherc starts")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let plan = folder.path().join("model.aeplan");
+    let plan = plan.to_str().unwrap();
+    let model = model_file();
+    let compiled = aetherc(&["compile", model.to_str().unwrap(), "-o", plan]);
+    assert!(compiled.status.success(), "{}", text(&compiled.stderr));
+    let input = ["--input", "tokens=[504,3575,282,4649,314]", "--input", "rows=[4]"];
+    let logits = folder.path().join("logits.npy");
+    let output = format!("0={}", logits.display());
+    let run = ["run", plan, "--input", "0", "--output", &output];
+    let ran = aetherc(&[&run[..], &input[..]].concat());
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    // The token after "The capital of France is" is " Paris".
+    let logits = aether_tools::npy::read(&logits).unwrap().to_f32_vec().unwrap();
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+    assert_eq!(best, 7042);
+
+    refused(
+        &aetherc(&["run", plan, "-t", "3", "--input", "0"]),
+        &["number of threads", "--recompile"],
+    );
+    let bytes = std::fs::read(plan).unwrap();
+    std::fs::write(plan, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&aetherc(&["run", plan, "--input", "0"]), &["model.aeplan", "damaged"]);
+}
+
 #[test]
 fn passes_clean_up_a_module() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/redundant.aet");
@@ -115,6 +148,10 @@ fn passes_clean_up_a_module() {
                     %a = exp %x : tensor<2x2xf32>\n    %c = add %a, %a : tensor<2x2xf32>\n    \
                     return %c\n  }\n}\n";
     assert_eq!(text(&output.stdout), expected);
+    // A filetest is run as its header says.
+    let filetest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/ir/opt_run.aet");
+    let output = opt(&[filetest.to_str().unwrap()]);
+    assert_eq!(text(&output.stdout), "tensor<2xf32> [1, 5]\ntensor<2x2xbool> [0, 0, 1, 1]\n");
     let passes = opt(&["--list-passes"]);
     for pass in ["cse", "fold", "dce", "layout", "fuse", "plan"] {
         assert!(text(&passes.stdout).contains(pass), "{pass}");

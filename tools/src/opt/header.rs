@@ -11,6 +11,9 @@ use super::Cli;
 /// How a line begins that says how a file is run.
 pub const RUN: &str = "// RUN: aether-opt";
 
+/// The line behind which a test says what must come out; it is no part of the input.
+pub const EXPECT: &str = "// expect:\n";
+
 /// The arguments of every `RUN` line in the comments before the module.
 ///
 /// # Errors

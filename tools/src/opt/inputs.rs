@@ -28,7 +28,8 @@ pub struct Inputs {
 
 enum Value {
     Tensor(Tensor),
-    Numbers(Vec<f64>),
+    /// Numbers, in brackets or one alone.
+    Numbers(Vec<f64>, bool),
     Random(u64),
 }
 
@@ -63,8 +64,15 @@ pub fn read(
     }
     let bindings = bind(module, syms, |bindings| {
         for (value, &param) in values.iter().zip(&found.params) {
-            if let Some(Value::Tensor(tensor)) = value {
-                bind_shape(found.ty(param), tensor, bindings);
+            match value {
+                Some(Value::Tensor(tensor)) => {
+                    bind_shape(found.ty(param), tensor.shape(), bindings);
+                }
+                // A list is as long as the vector it stands for.
+                Some(Value::Numbers(list, true)) if found.ty(param).rank() == 1 => {
+                    bind_shape(found.ty(param), &[list.len()], bindings);
+                }
+                _ => {}
             }
         }
     })?;
@@ -87,7 +95,7 @@ pub fn read(
         let ty = ConcreteType::of(declared, &bindings).map_err(anyhow::Error::msg)?;
         short.push(match &value {
             Value::Random(seed) => Some(format!("random:{seed}")),
-            Value::Numbers(numbers) => match numbers.as_slice() {
+            Value::Numbers(numbers, _) => match numbers.as_slice() {
                 [one] => Some(one.to_string()),
                 _ => None,
             },
@@ -140,15 +148,16 @@ fn value(text: &str) -> anyhow::Result<Value> {
     if text.ends_with(".npy") {
         return Ok(Value::Tensor(npy::read(Path::new(text))?));
     }
-    let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let numbers = list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(|n| match n {
-        "true" => Ok(1.0),
-        "false" => Ok(0.0),
-        n => n.parse::<f64>().with_context(|| {
-            format!("`{n}` is no number; expected FILE.npy, [1, 2, …] or random:SEED")
-        }),
-    });
-    Ok(Value::Numbers(numbers.collect::<anyhow::Result<_>>()?))
+    let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let numbers =
+        list.unwrap_or(text).split(',').map(str::trim).filter(|n| !n.is_empty()).map(|n| match n {
+            "true" => Ok(1.0),
+            "false" => Ok(0.0),
+            n => n.parse::<f64>().with_context(|| {
+                format!("`{n}` is no number; expected FILE.npy, [1, 2, …] or random:SEED")
+            }),
+        });
+    Ok(Value::Numbers(numbers.collect::<anyhow::Result<_>>()?, list.is_some()))
 }
 
 fn tensor(value: Value, ty: &ConcreteType) -> anyhow::Result<Tensor> {
@@ -156,7 +165,7 @@ fn tensor(value: Value, ty: &ConcreteType) -> anyhow::Result<Tensor> {
         Value::Tensor(tensor) if tensor.ty() == *ty => Ok(tensor),
         Value::Tensor(tensor) => bail!("the file holds {}", tensor.ty()),
         Value::Random(seed) => random(ty, seed),
-        Value::Numbers(numbers) => {
+        Value::Numbers(numbers, _) => {
             let n = ty.numel().context("its size overflows")?;
             let all = match numbers.as_slice() {
                 [one] if n != 1 && !ty.dtype.is_quantized() => {
@@ -193,8 +202,8 @@ fn bind(
     Ok(bindings)
 }
 
-fn bind_shape(ty: &TensorType, tensor: &Tensor, bindings: &mut Bindings) {
-    for (dim, &length) in ty.shape.0.iter().zip(tensor.shape()) {
+fn bind_shape(ty: &TensorType, shape: &[usize], bindings: &mut Bindings) {
+    for (dim, &length) in ty.shape.0.iter().zip(shape) {
         if let Some(symbol) = dim.symbols().into_iter().find(|s| dim.is_symbol(s)) {
             bindings.entry(symbol).or_insert(length as u64);
         }
@@ -224,6 +233,8 @@ mod tests {
         let inputs = read_all(&["%x=[1, 2.5, -3, 4]", "i=1"], &["s=2"]).unwrap();
         assert_eq!(inputs.tensors[0].to_f32_vec().unwrap(), [1.0, 2.5, -3.0, 4.0]);
         assert_eq!(inputs.tensors[1].to_i64_vec().unwrap(), [1; 5]);
+        let six = read_all(&["x=0", "i=[0, 1, 0, 1, 0, 1]"], &[]).unwrap();
+        assert_eq!(six.tensors[1].shape(), [6], "a list binds the symbol");
         let (a, b) = (read_all(&["random:7"], &[]).unwrap(), read_all(&["random:7"], &[]).unwrap());
         assert_eq!(a.tensors, b.tensors);
         assert_eq!(a.tensors[0].shape(), [3, 2]);

@@ -28,7 +28,7 @@ use aether_passes::{DEFAULT_PIPELINE, Pass, PassCtx, Pipeline};
 use anyhow::{Context, bail};
 
 pub use cli::{Cli, DeviceName};
-pub use header::{RUN, run_lines};
+pub use header::{EXPECT, RUN, run_lines};
 
 use crate::{ir_file, npy};
 
@@ -107,8 +107,11 @@ pub fn run(cli: &Cli, env: &Env) -> anyhow::Result<Output> {
         out.stdout = list(cli, env);
         return Ok(out);
     }
-    let (name, source) = read(cli, env)?;
+    let (name, mut source) = read(cli, env)?;
     let from_header = header::arguments(cli, &source)?;
+    if let Some(at) = source.find(EXPECT).filter(|_| from_header.is_some()) {
+        source.truncate(at);
+    }
     let cli = from_header.as_ref().unwrap_or(cli);
     let text = match cli.pipeline.as_deref() {
         Some("default") => DEFAULT_PIPELINE,

@@ -215,9 +215,9 @@ impl Page<'_> {
             );
         for (i, name) in names.enumerate() {
             let counted = |m: &Module| m.funcs.get(name).map_or(0, |f| f.body.len());
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<details{}><summary>@{}<small>{} → {} instructions</small></summary><div class=\"two\">\n",
+                "<details{}><summary>@{}<small>{} → {} instructions</small></summary><div class=\"two\">",
                 if i == 0 { " open" } else { "" },
                 escape(name),
                 counted(self.before),
@@ -337,9 +337,9 @@ impl Page<'_> {
                 end -= 1;
             }
             let cut = if end < text.len() { "\n…" } else { "" };
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<details><summary>{when}<small>{} lines</small></summary><pre>{}{cut}</pre></details>\n",
+                "<details><summary>{when}<small>{} lines</small></summary><pre>{}{cut}</pre></details>",
                 text.lines().count(),
                 escape(&text[..end])
             );
