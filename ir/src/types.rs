@@ -17,6 +17,11 @@ pub const MAX_RANK: usize = 8;
 pub struct Shape(pub Vec<Dim>);
 
 impl Shape {
+    /// A shape of lengths, outermost first.
+    pub fn new(lengths: Vec<usize>) -> Self {
+        lengths.into()
+    }
+
     /// A shape of numbers.
     pub fn of(dims: &[u64]) -> Self {
         Shape(dims.iter().map(|&d| Dim::new(d)).collect())
@@ -61,6 +66,43 @@ impl Shape {
             });
         }
         Some(Shape(dims))
+    }
+}
+
+impl From<Vec<usize>> for Shape {
+    fn from(lengths: Vec<usize>) -> Self {
+        lengths.as_slice().into()
+    }
+}
+
+impl From<&[usize]> for Shape {
+    fn from(lengths: &[usize]) -> Self {
+        Shape(lengths.iter().map(|&n| Dim::from(n)).collect())
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Shape {
+    fn from(lengths: [usize; N]) -> Self {
+        lengths.as_slice().into()
+    }
+}
+
+impl From<Vec<Dim>> for Shape {
+    fn from(dims: Vec<Dim>) -> Self {
+        Shape(dims)
+    }
+}
+
+impl<const N: usize> From<[Dim; N]> for Shape {
+    fn from(dims: [Dim; N]) -> Self {
+        Shape(dims.into())
+    }
+}
+
+/// The shape of a scalar.
+impl From<()> for Shape {
+    fn from((): ()) -> Self {
+        Shape::default()
     }
 }
 

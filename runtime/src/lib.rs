@@ -7,6 +7,7 @@
 mod error;
 mod executable;
 mod files;
+pub mod graph;
 mod saved;
 mod session;
 mod tensors;
