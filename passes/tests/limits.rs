@@ -7,7 +7,7 @@ use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, cost, simplify};
 use common::TestTarget;
 
 fn layer() -> Module {
-    let text = include_str!("../../tests/ir/fuse_layer.aet");
+    let text = include_str!("filetests/fuse_layer.aet");
     parse_and_verify(text.split("// expect:").next().unwrap()).unwrap()
 }
 

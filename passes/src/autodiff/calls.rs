@@ -71,7 +71,7 @@ impl Calls {
         let mut cuts = HashMap::new();
         for at in 0..func.body.len() {
             let inst = &func.body[at];
-            let Some(callee) = inst.symbol.clone().filter(|_| inst.op == Op::Call) else {
+            let Some(callee) = inst.symbol.clone().filter(|_| inst.op.is_call()) else {
                 continue;
             };
             let positions = |values: Vec<ValueId>| -> Vec<usize> {
@@ -88,6 +88,8 @@ impl Calls {
             let residuals: Vec<ValueId> =
                 parts.residuals.into_iter().map(|ty| func.add_value(ty, None)).collect();
             let inst = &mut func.body[at];
+            // What also returns residuals is no single loop any more; `fuse` finds its loops anew.
+            inst.op = Op::Call;
             inst.symbol = Some(parts.forward);
             inst.results.extend(residuals);
             let lead = parts.lead.iter().map(|lead| match *lead {

@@ -14,7 +14,7 @@ use Derivative::{Composed, Refused, Rule, Structural, Unary, Zero};
 /// The op's row.
 pub(crate) fn derivative(op: Op) -> Derivative {
     match op {
-        Op::Call => Structural,
+        Op::Call | Op::Fused => Structural,
         Op::Constant | Op::Splat | Op::Iota => Zero,
 
         Op::Neg => Unary(ew::neg),
@@ -82,6 +82,7 @@ pub(crate) fn derivative(op: Op) -> Derivative {
 
         Op::Pack => Refused("packed layouts have no gradient: differentiate before `layout` runs"),
         Op::MatmulAdd => Composed(fused::matmul_add),
+        Op::MatmulAct => Composed(fused::matmul_act),
         Op::MatmulGated => Composed(fused::matmul_gated),
         Op::MatmulMulti => Composed(fused::matmul_multi),
     }

@@ -11,6 +11,14 @@ pub(crate) fn matmul_add<'e>(v: &Vjp<'e>) -> Composed<'e> {
     Ok(vec![v.x(0).matmul(v.x(1), true) + v.x(2)])
 }
 
+pub(crate) fn matmul_act<'e>(v: &Vjp<'e>) -> Composed<'e> {
+    let name = v.attrs().str("act").unwrap_or_default();
+    let act = Op::from_name(name).ok_or_else(|| format!("unknown activation `{name}`"))?;
+    let product = v.x(0).matmul(v.x(1), v.attrs().bool("transpose_b", false));
+    let sum = if v.inst.operands.len() > 2 { product + v.x(2) } else { product };
+    Ok(vec![sum.op1(act)])
+}
+
 pub(crate) fn matmul_gated<'e>(v: &Vjp<'e>) -> Composed<'e> {
     let act = match v.attrs().str("act") {
         Some("silu") => Op::Silu,
