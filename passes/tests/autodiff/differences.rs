@@ -301,6 +301,10 @@ table! {
     "matmul_add": [("x: tensor<2x3xf64>", Any), ("w: tensor<2x3xf64>", Any), ("r: tensor<2xf64>", Any)] "%y = matmul_add %x, %w, %r : tensor<2x2xf64>"
         [("x: tensor<1x2xf64>", Any), ("w: tensor<2x2xf64>", Any), ("r: tensor<2xf64>", Any)]
         "%p = matmul %x, %w {transpose_b = true} : tensor<1x2xf64>\n%e = exp %p : tensor<1x2xf64>\n%y = matmul_add %x, %w, %r : tensor<1x2xf64>";
+    "matmul_act": [("x: tensor<2x3xf64>", Any), ("w: tensor<2x3xf64>", Any), ("r: tensor<2xf64>", Any)]
+        "%y = matmul_act %x, %w, %r {act = \"tanh\", transpose_b = true} : tensor<2x2xf64>"
+        [("x: tensor<1x2xf64>", Any), ("w: tensor<2x2xf64>", Any)]
+        "%y = matmul_act %x, %w {act = \"silu\"} : tensor<1x2xf64>";
     "matmul_gated": [("x: tensor<2x2xf64>", Any), ("g: tensor<2x2xf64>", Any), ("u: tensor<2x2xf64>", Any)]
         "%y = matmul_gated %x, %g, %u {act = \"silu\"} : tensor<2x2xf64>"
         [("x: tensor<1x2xf64>", Any), ("g: tensor<1x2xf64>", Any), ("u: tensor<1x2xf64>", Any)]
