@@ -36,7 +36,7 @@ fn network(layers: usize, attrs: &str) -> Module {
 fn peak(layers: usize, attrs: &str) -> (u64, u64) {
     let mut module = network(layers, attrs);
     autodiff::gradient(&mut module, "main", &["u", "d"]).unwrap();
-    let pipeline = Pipeline::parse("cse,fold,dce,fuse,dce").unwrap();
+    let pipeline = Pipeline::parse("cse,fold,dce").unwrap();
     pipeline.run(&mut module, &PassCtx::new(&TestTarget), &mut ()).unwrap();
     let made = plan(&module, &TestTarget).unwrap();
     plan_check::check(&module, &made, &TestTarget).unwrap();
