@@ -80,7 +80,6 @@ impl State {
 
 impl Graph {
     /// An empty graph.
-    #[allow(clippy::new_without_default)]
     pub fn new() -> Graph {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let state = State {
@@ -245,6 +244,12 @@ impl Graph {
             _ => None,
         });
         params.collect()
+    }
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        Graph::new()
     }
 }
 
