@@ -58,12 +58,11 @@ impl Target for CpuTarget {
         }
     }
 
-    fn has_kernel(&self, op: Op, attrs: &Attrs, operands: &[&TensorType]) -> bool {
+    fn has_kernel(&self, op: Op, _attrs: &Attrs, operands: &[&TensorType]) -> bool {
         match op {
             Op::Attention => {
                 operands[0].dtype == DType::F32
                     && matches!(operands[1].dtype, DType::F16 | DType::F32 | DType::Bf16)
-                    && attrs.bool("causal", true)
             }
             _ => true,
         }
