@@ -95,10 +95,11 @@ pub struct Match {
 /// Most ways in which one pattern is matched at one node.
 const MAX_MATCHES: usize = 16;
 
-/// Whether the operands of an op may be exchanged.
+/// Whether the operands of an op may be exchanged without a change in any bit. Those of `max` and
+/// `min` may not: of 0 and -0 they give the second.
 pub fn commutes(op: Op) -> bool {
     use Op::*;
-    matches!(op, Add | Mul | Max | Min | Eq | Ne | And | Or)
+    matches!(op, Add | Mul | Eq | Ne | And | Or)
 }
 
 /// The node with its attributes in canonical form (defaults left out, axes from the front and

@@ -146,7 +146,7 @@ pub(super) static RULES: &[Rule] = &[
     .when(&[NonNegative("?x")]),
     rule("relu-non-negative", &["(relu ?x)"], "?x", ZeroSign, "What is not negative passes relu.")
         .when(&[NonNegative("?x")]),
-    rule("max-zero", &["(max ?x 0)"], "(relu ?x)", ZeroSign, "max(x, 0) is relu."),
+    rule("max-zero", &["(max ?x 0)", "(max 0 ?x)"], "(relu ?x)", ZeroSign, "max(x, 0) is relu."),
     rule("sign-sign", &["(sign (sign ?x))"], "(sign ?x)", Exact, "sign is its own sign."),
     rule("cos-neg", &["(cos (neg ?x))"], "(cos ?x)", Exact, "Cosine is even."),
     rule("neg-sin-neg", &["(neg (sin (neg ?x)))"], "(sin ?x)", Exact, "Sine is odd."),
@@ -182,22 +182,54 @@ pub(super) static RULES: &[Rule] = &[
     ),
     rule(
         "max-max",
-        &["(max ?x (max ?x ?y))"],
+        &[
+            "(max ?x (max ?x ?y))",
+            "(max ?x (max ?y ?x))",
+            "(max (max ?x ?y) ?x)",
+            "(max (max ?y ?x) ?x)",
+        ],
         "(max ?x ?y)",
         ZeroSign,
         "Taking part once more in max changes nothing.",
     ),
     rule(
         "min-min",
-        &["(min ?x (min ?x ?y))"],
+        &[
+            "(min ?x (min ?x ?y))",
+            "(min ?x (min ?y ?x))",
+            "(min (min ?x ?y) ?x)",
+            "(min (min ?y ?x) ?x)",
+        ],
         "(min ?x ?y)",
         ZeroSign,
         "Taking part once more in min changes nothing.",
     ),
-    rule("max-min-int", &["(max ?x (min ?x ?y))"], "?x", Exact, "max absorbs min of integers.")
-        .when(&[Int("?x")]),
-    rule("min-max-int", &["(min ?x (max ?x ?y))"], "?x", Exact, "min absorbs max of integers.")
-        .when(&[Int("?x")]),
+    rule(
+        "max-min-int",
+        &[
+            "(max ?x (min ?x ?y))",
+            "(max ?x (min ?y ?x))",
+            "(max (min ?x ?y) ?x)",
+            "(max (min ?y ?x) ?x)",
+        ],
+        "?x",
+        Exact,
+        "max absorbs min of integers.",
+    )
+    .when(&[Int("?x")]),
+    rule(
+        "min-max-int",
+        &[
+            "(min ?x (max ?x ?y))",
+            "(min ?x (max ?y ?x))",
+            "(min (max ?x ?y) ?x)",
+            "(min (max ?y ?x) ?x)",
+        ],
+        "?x",
+        Exact,
+        "min absorbs max of integers.",
+    )
+    .when(&[Int("?x")]),
     rule(
         "unary-splat",
         &["(@unary ?c)"],

@@ -37,17 +37,17 @@ pub(super) static RULES: &[Rule] = &[
         .with(&[("?n", Attributes(eps)), ("?o", Attributes(ones)), ("?t", Type(row))]),
     rule("layer-norm", &[
         "(add (mul (mul (sub ?x (reduce_mean{?a} ?x)) (rsqrt (add (reduce_mean{?a} (mul (sub ?x (reduce_mean{?a} ?x)) (sub ?x (reduce_mean{?a} ?x)))) ?e))) ?w) ?b)",
-    ], "(layer_norm{?n} ?x ?w ?b)", Limit(16.0), "(x - mean) * rsqrt(var + eps) * weight + bias is layer_norm.")
+    ], "(layer_norm{?n} ?x ?w ?b)", Limit(16384.0), "(x - mean) * rsqrt(var + eps) * weight + bias is layer_norm; the parts lose digits where a row is nearly constant.")
         .when(&[EPS, LAST_AXIS, WEIGHT, BIAS])
         .with(&[("?n", Attributes(eps))]),
     rule("layer-norm-bare", &[
         "(mul (sub ?x (reduce_mean{?a} ?x)) (rsqrt (add (reduce_mean{?a} (mul (sub ?x (reduce_mean{?a} ?x)) (sub ?x (reduce_mean{?a} ?x)))) ?e)))",
-    ], "(layer_norm{?n} ?x (splat{?o}:?t) (splat{?z}:?t))", Limit(16.0), "(x - mean) * rsqrt(var + eps) is layer_norm with a weight of ones and no bias.")
+    ], "(layer_norm{?n} ?x (splat{?o}:?t) (splat{?z}:?t))", Limit(16384.0), "(x - mean) * rsqrt(var + eps) is layer_norm with a weight of ones and no bias; the parts lose digits where a row is nearly constant.")
         .when(&[EPS, LAST_AXIS])
         .with(&[("?n", Attributes(eps)), ("?o", Attributes(ones)), ("?z", Attributes(zeros)), ("?t", Type(row))]),
     rule("attention", &[
         "(matmul (softmax{?s} (mul (matmul{transpose_b=true} ?q ?k) ?c)) ?v)",
-    ], "(transpose{?p} (attention{?n} (transpose{?p} ?q) (transpose{?p} ?k) (transpose{?p} ?v) (splat{?o}:?t)))", Within(16.0), "softmax(q · kᵀ * scale) · v per head is attention over all keys.")
+    ], "(transpose{?p} (attention{?n} (transpose{?p} ?q) (transpose{?p} ?k) (transpose{?p} ?v) (splat{?o}:?t)))", Limit(16.0), "softmax(q · kᵀ * scale) · v per head is attention over all keys.")
         .when(&[Constant("?c"), HEADS])
         .with(&[
             ("?p", Attributes(heads_last)),
