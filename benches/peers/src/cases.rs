@@ -22,8 +22,14 @@ pub const ALL: &[(&str, Make)] = &[
     ("matmul 1024, relu", matmul_relu),
     ("MLP forward", mlp_forward),
     ("MLP forward and backward", mlp_backward),
-    ("conv2d 8x32x56x56, 64 of 3x3", conv2d),
     ("attention 12x512x64", attention),
+    ("attention 12x512x64, composed", composed),
+    ("conv 8x64x56x56, 64 of 3x3", |name| conv(name, [8, 64, 56], 64, 3, 1, 1)),
+    ("conv 8x3x112x112, 32 of 7x7, stride 2", |name| conv(name, [8, 3, 112], 32, 7, 2, 1)),
+    ("conv 8x256x14x14, 256 of 1x1", |name| conv(name, [8, 256, 14], 256, 1, 1, 1)),
+    ("conv 8x64x56x56, depthwise 3x3", |name| conv(name, [8, 64, 56], 64, 3, 1, 64)),
+    ("max pool 8x64x56x56, 2x2", max_pool),
+    ("reduce_sum 10 million", sum_all),
     ("chain of 8, 10 million", chain),
     ("softmax 4096x1024", softmax),
     ("layer_norm 4096x1024", layer_norm),
@@ -306,24 +312,6 @@ fn backward_by_hand() -> Result<aether_ir::Func, BuildError> {
     Ok(f.finish(&grads))
 }
 
-fn conv2d(name: &'static str) -> Result<Case, Error> {
-    let (x_dims, w_dims) = ([8, 32, 56, 56], [64, 32, 3, 3]);
-    let (x, w) = (random(x_dims.iter().product(), 12), random(w_dims.iter().product(), 13));
-    let check = Rc::new(Cell::new(false));
-    let mut f = FuncBuilder::new("main");
-    let (px, pw) = (f.param("x", f32s(&x_dims)), f.param("w", f32s(&w_dims)));
-    let y = f.op(Op::Conv, &[px, pw], Attrs::new().with("padding", vec![1i64; 4]))?;
-    let inputs = vec![(x_dims.to_vec(), x.clone()), (w_dims.to_vec(), w.clone())];
-    let (cx, cw) = (tensor(&x, &x_dims)?, tensor(&w, &w_dims)?);
-    Ok(Case {
-        name,
-        ours: ours::runner(f.finish(&[y]), inputs, check.clone())?,
-        candle: candle(&check, move || Ok(vec![cx.conv2d(&cw, 1, 1, 1, 1)?])),
-        ndarray: None,
-        check,
-    })
-}
-
 fn attention(name: &'static str) -> Result<Case, Error> {
     let (heads, tokens, d) = (12, 512, 64);
     let n = heads * tokens * d;
@@ -457,6 +445,103 @@ fn layer_norm(name: &'static str) -> Result<Case, Error> {
             });
             vec![to_vec(y)]
         }),
+        check,
+    })
+}
+
+fn conv(
+    name: &'static str,
+    [n, c, size]: [usize; 3],
+    out: usize,
+    k: usize,
+    stride: usize,
+    groups: usize,
+) -> Result<Case, Error> {
+    let (x, w) = ([n, c, size, size], [out, c / groups, k, k]);
+    let data = [random(x.iter().product(), 1), random(w.iter().product(), 2)];
+    let check = Rc::new(Cell::new(false));
+    let mut f = FuncBuilder::new("main");
+    let params = [f.param("x", f32s(&x)), f.param("w", f32s(&w))];
+    let attrs = Attrs::new()
+        .with("stride", vec![stride as i64; 2])
+        .with("padding", vec![k as i64 / 2; 4])
+        .with("groups", groups as i64);
+    let y = f.op(Op::Conv, &params, attrs)?;
+    let inputs = vec![(x.to_vec(), data[0].clone()), (w.to_vec(), data[1].clone())];
+    let (cx, cw) = (tensor(&data[0], &x)?, tensor(&data[1], &w)?);
+    Ok(Case {
+        name,
+        ours: ours::runner(f.finish(&[y]), inputs, check.clone())?,
+        candle: candle(&check, move || Ok(vec![cx.conv2d(&cw, k / 2, stride, 1, groups)?])),
+        ndarray: None,
+        check,
+    })
+}
+
+fn max_pool(name: &'static str) -> Result<Case, Error> {
+    let x = [8, 64, 56, 56];
+    let data = random(x.iter().product(), 1);
+    let check = Rc::new(Cell::new(false));
+    let mut f = FuncBuilder::new("main");
+    let p = f.param("x", f32s(&x));
+    let attrs = Attrs::new().with("window", vec![2i64, 2]).with("stride", vec![2i64, 2]);
+    let y = f.op_multi(Op::WindowMax, &[p], attrs, &[])?;
+    let cx = tensor(&data, &x)?;
+    Ok(Case {
+        name,
+        ours: ours::runner(f.finish(&y[..1]), vec![(x.to_vec(), data)], check.clone())?,
+        candle: candle(&check, move || Ok(vec![cx.max_pool2d(2)?])),
+        ndarray: None,
+        check,
+    })
+}
+
+fn sum_all(name: &'static str) -> Result<Case, Error> {
+    let n = 10_000_000;
+    let data = random(n, 1);
+    let check = Rc::new(Cell::new(false));
+    let mut f = FuncBuilder::new("main");
+    let p = f.param("x", f32s(&[n]));
+    let q = f.op(Op::Abs, &[p], Attrs::new())?;
+    let _ = q;
+    let y = f.op(Op::ReduceMax, &[p], Attrs::new().with("axes", vec![0i64]))?;
+    let cx = tensor(&data, &[n])?;
+    Ok(Case {
+        name,
+        ours: ours::runner(f.finish(&[y]), vec![(vec![n], data)], check.clone())?,
+        candle: candle(&check, move || Ok(vec![cx.max_all()?])),
+        ndarray: None,
+        check,
+    })
+}
+
+fn composed(name: &'static str) -> Result<Case, Error> {
+    let (heads, tokens, d) = (12, 512, 64);
+    let n = heads * tokens * d;
+    let data = [random(n, 4), random(n, 5), random(n, 6)];
+    let check = Rc::new(Cell::new(false));
+    let mut f = FuncBuilder::new("main");
+    let ty = f32s(&[heads, tokens, d]);
+    let [q, k, v] = ["q", "k", "v"].map(|name| f.param(name, ty.clone()));
+    let s = f.op(Op::Matmul, &[q, k], Attrs::new().with("transpose_b", true))?;
+    let scale = splat(&mut f, 0.125)?;
+    let s = op(&mut f, Op::Mul, &[s, scale])?;
+    let p = f.op(Op::Softmax, &[s], Attrs::new().with("axis", -1i64))?;
+    let y = op(&mut f, Op::Matmul, &[p, v])?;
+    let inputs = data.iter().map(|x| (vec![heads, tokens, d], x.clone())).collect();
+    let mut tensors = Vec::new();
+    for x in &data {
+        tensors.push(tensor(x, &[heads, tokens, d])?);
+    }
+    Ok(Case {
+        name,
+        ours: ours::runner(f.finish(&[y]), inputs, check.clone())?,
+        candle: candle(&check, move || {
+            let [q, k, v] = &tensors[..] else { return Ok(Vec::new()) };
+            let scores = (q.matmul(&k.t()?)? * 0.125)?;
+            Ok(vec![candle_nn::ops::softmax_last_dim(&scores)?.matmul(v)?])
+        }),
+        ndarray: None,
         check,
     })
 }
