@@ -52,6 +52,9 @@ pub struct Cli {
     /// Print operations, bytes and flops before and after, and how often each rule was used
     #[arg(long, help_heading = "Printing")]
     pub stats: bool,
+    /// Print the rewrites that led to a value: `%NAME`, or `@FUNC:%NAME`; may be repeated
+    #[arg(long, value_name = "VALUE", help_heading = "Printing")]
+    pub explain: Vec<String>,
 
     /// Verify the module after each pass
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,

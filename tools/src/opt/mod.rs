@@ -8,6 +8,7 @@
 mod bisect;
 mod cli;
 pub mod compare;
+mod explain;
 mod header;
 pub mod inputs;
 mod observe;
@@ -260,12 +261,18 @@ impl<'a> Session<'a> {
     fn optimise(&self, module: &mut Module, out: &mut Output) -> anyhow::Result<()> {
         let ctx = self.ctx();
         let before = self.cli.stats.then(|| stats::Totals::of(module, &ctx));
+        let asked = &self.cli.explain;
         let mut printer = observe::Printer::new(self.cli, out);
-        let ran = self.pipeline.run_guarded(module, &ctx, &mut printer);
+        let mut recorder = explain::Recorder::new(&mut printer, !asked.is_empty());
+        let ran = self.pipeline.run_guarded(module, &ctx, &mut recorder);
+        let kept = recorder.kept();
         let reports = match ran {
             Ok(reports) => reports,
             Err(failure) => return Err(reproducer::report(&failure, self.cli, self.alone)),
         };
+        if !asked.is_empty() {
+            out.note(explain::text(asked, &kept, module, &ctx)?);
+        }
         if self.cli.timing {
             out.note(stats::timing(&reports));
         }
