@@ -119,7 +119,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, param) in h.params() {
         param.set(&g.params()[&name].get()?)?;
     }
-    let right = predicted.eq(&h.array(&targets)).cast(DType::F32).sum_all();
+    let right = predicted.eq(h.array(&targets)).cast(DType::F32).sum_all();
     let right = right.run(Device::Cpu)?.item::<f32>()?;
     let share = 100.0 * right / test.len() as f32;
     println!("held out: {share:.1} % of {} images right", test.len());

@@ -71,8 +71,8 @@ fn a_page_shows_what_the_compiler_did() {
     let folder = tempfile::tempdir().unwrap();
     let html = report(&sample(), folder.path());
     let counts = check(&html);
-    // Two functions before and after, and the frames of both.
-    assert_eq!(html.matches("class=\"graph\"").count(), 4);
+    // Two functions before; the same two and the body of a fused loop after.
+    assert_eq!(html.matches("class=\"graph\"").count(), 5);
     assert!(html.matches("class=\"memory\"").count() >= 1);
     assert!(html.matches("class=\"range").count() >= 3, "the frame has ranges");
     assert!(counts["path"] > 10 && counts["table"] >= 5);

@@ -78,7 +78,6 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
                 continue;
             }
             for b in 0..Q::BLOCKS {
-                if W < 16 {}
                 let codes = Q::codes::<S>(w, b);
                 for_tokens!(W, t => {
                     let tokens = act.add(t * BLOCK_BYTES);
@@ -121,9 +120,9 @@ unsafe fn span<S: Lanes, Q: Format, const W: usize>(
         let mut ints = [[S::zero_i(); W]; MAX_SPAN];
         for h in 0..2 {
             if Q::HALVES || h == 0 {
-                for i in 0..Q::SPAN {
-                    for t in 0..W {
-                        ints[i][t] = start::<S, Q>(token(i, t), h);
+                for (i, ints) in ints.iter_mut().enumerate().take(Q::SPAN) {
+                    for (t, int) in ints.iter_mut().enumerate() {
+                        *int = start::<S, Q>(token(i, t), h);
                     }
                 }
             }
@@ -132,26 +131,25 @@ unsafe fn span<S: Lanes, Q: Format, const W: usize>(
                 // recognises and reads ahead (q6_k then decodes at a quarter of the speed).
                 compiler_fence(Ordering::SeqCst);
                 let codes = Q::span::<S>(w, s, g);
-                for i in 0..Q::SPAN {
-                    for t in 0..W {
-                        let a = token(i, t).add(4 * g).cast();
-                        ints[i][t] = dot::<S, Q>(ints[i][t], codes[i], a);
+                for (i, (ints, code)) in ints.iter_mut().zip(codes).enumerate().take(Q::SPAN) {
+                    for (t, int) in ints.iter_mut().enumerate() {
+                        *int = dot::<S, Q>(*int, code, token(i, t).add(4 * g).cast());
                     }
                 }
             }
             if Q::HALVES || h == 1 {
-                for i in 0..Q::SPAN {
-                    for t in 0..W {
-                        let (b, h) = (Q::SPAN * s + i, if Q::HALVES { h } else { 0 });
-                        sums[i][t] =
-                            scaled::<S, Q>(ints[i][t], token(i, t), scales, b, h, sums[i][t]);
+                let h = if Q::HALVES { h } else { 0 };
+                for (i, (ints, sums)) in ints.iter().zip(&mut sums).enumerate().take(Q::SPAN) {
+                    for (t, (int, sum)) in ints.iter().zip(sums).enumerate() {
+                        let b = Q::SPAN * s + i;
+                        *sum = scaled::<S, Q>(*int, token(i, t), scales, b, h, *sum);
                     }
                 }
             }
         }
-        for i in 0..Q::SPAN {
-            for t in 0..W {
-                acc[t] = S::fma(sums[i][t], S::splat(token(i, t).add(D).cast()), acc[t]);
+        for (i, sums) in sums.iter().enumerate().take(Q::SPAN) {
+            for (t, (sum, acc)) in sums.iter().zip(&mut *acc).enumerate() {
+                *acc = S::fma(*sum, S::splat(token(i, t).add(D).cast()), *acc);
             }
         }
     }
