@@ -20,8 +20,9 @@ pub(super) const ROWS: &str = "r";
 
 /// Builds one layer function.
 ///
-/// Its parameters are the input, `past`, the caches and then the weights; its results the output
-/// and the caches.
+/// Its parameters are the input, `past`, the caches, for the last layer `rows`, and then the weights;
+/// its results the output and the caches. The last layer goes on from its attention with the rows
+/// whose logits are wanted: nothing later looks at the others.
 pub struct LayerBuilder<'a> {
     /// Sizes and constants.
     pub hparams: &'a Hparams,
@@ -31,6 +32,7 @@ pub struct LayerBuilder<'a> {
     past: ValueId,
     k_cache: ValueId,
     v_cache: ValueId,
+    rows: Option<ValueId>,
     rope_freqs: Option<ValueId>,
     weights: HashMap<&'static str, ValueId>,
 }
@@ -41,9 +43,14 @@ pub(super) fn cache_types(hparams: &Hparams, context: usize) -> (TensorType, Ten
     (ty(hparams.key_len), ty(hparams.value_len))
 }
 
-/// The type of what flows between the layers.
-pub(super) fn stream_type(hparams: &Hparams) -> TensorType {
-    TensorType::new(DType::F32, [Dim::from(TOKENS), Dim::new(hparams.n_embd)])
+/// The type of what flows between the layers, for the tokens or (`ROWS`) the wanted rows.
+pub(super) fn stream_type(hparams: &Hparams, rows: &str) -> TensorType {
+    TensorType::new(DType::F32, [Dim::from(rows), Dim::new(hparams.n_embd)])
+}
+
+/// The type of the indices of the rows whose logits are wanted.
+pub(super) fn rows_type() -> TensorType {
+    TensorType::new(DType::I32, [ROWS])
 }
 
 /// `rms_norm`, the weight cast when it is not f32.
@@ -81,15 +88,17 @@ impl<'a> LayerBuilder<'a> {
         hparams: &'a Hparams,
         path: &'a Path,
         context: usize,
+        is_last: bool,
         rope_freqs: Option<&TensorType>,
         weights: &[(&'static str, TensorType)],
     ) -> Self {
         let mut f = FuncBuilder::new(name);
-        let x = f.param("x", stream_type(hparams));
+        let x = f.param("x", stream_type(hparams, TOKENS));
         let past = f.param("past", TensorType::scalar(DType::I32));
         let (k, v) = cache_types(hparams, context);
         let k_cache = f.param("k_cache", k);
         let v_cache = f.param("v_cache", v);
+        let rows = is_last.then(|| f.param("rows", rows_type()));
         let rope_freqs = rope_freqs.map(|ty| f.param("rope_freqs", ty.clone()));
         let weights = weights
             .iter()
@@ -98,7 +107,7 @@ impl<'a> LayerBuilder<'a> {
                 (*name, f.param(&readable, ty.clone()))
             })
             .collect();
-        LayerBuilder { hparams, path, f, x, past, k_cache, v_cache, rope_freqs, weights }
+        LayerBuilder { hparams, path, f, x, past, k_cache, v_cache, rows, rope_freqs, weights }
     }
 
     pub(super) fn finish(self) -> Func {
@@ -242,8 +251,18 @@ impl<'a> LayerBuilder<'a> {
         let flat =
             self.f.op_to(Op::Reshape, &[out], Attrs::new(), TensorType::new(DType::F32, dims));
         let flat = self.built(flat)?;
-        let flat = self.named(flat, "attn");
+        let mut flat = self.named(flat, "attn");
+        if let Some(rows) = self.rows {
+            flat = self.gather(flat, rows, "attn_rows")?;
+            self.x = self.gather(self.x, rows, "x_rows")?;
+        }
         self.linear(flat, "attn_output.weight", "attn_output.bias", "attn_out")
+    }
+
+    fn gather(&mut self, x: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {
+        let out = self.f.op(Op::Gather, &[x, rows], Attrs::new().with("axis", 0i64));
+        let out = self.built(out)?;
+        Ok(self.named(out, name))
     }
 
     fn append(&mut self, cache: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {

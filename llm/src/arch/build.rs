@@ -6,13 +6,14 @@ use aether_ir::{
     Attrs, BuildError, DType, FuncBuilder, Module, Op, Operand, TensorType, ValueId, donate,
 };
 
-use super::blocks::{self, ROWS, TOKENS, cache_types, stream_type};
+use super::blocks::{self, ROWS, TOKENS, cache_types, rows_type, stream_type};
 use super::weights::{Spec, TOKEN_EMBD, Weights};
 use super::{ArchError, Architecture, Bounds, Hparams, LayerBuilder, MAIN, identifier};
 use crate::gguf::{Gguf, TensorInfo};
 
-/// The weights of a block by name and type: blocks with equal ones share a function.
-type Signature = Vec<(&'static str, TensorType)>;
+/// Whether a block is the last, and its weights by name and type: blocks with equal ones share a
+/// function.
+type Signature = (bool, Vec<(&'static str, TensorType)>);
 
 struct Builder<'g> {
     arch: &'g dyn Architecture,
@@ -58,7 +59,7 @@ impl<'g> Builder<'g> {
         let mut f = FuncBuilder::new(MAIN);
         let tokens = f.param("tokens", TensorType::new(DType::I32, [TOKENS]));
         let past = f.param("past", TensorType::scalar(DType::I32));
-        let rows = f.param("rows", TensorType::new(DType::I32, [ROWS]));
+        let rows = f.param("rows", rows_type());
         let (k_type, v_type) = cache_types(hp, self.bounds.context);
         let caches: Vec<(ValueId, ValueId)> = (0..hp.n_layers)
             .map(|i| {
@@ -89,19 +90,22 @@ impl<'g> Builder<'g> {
         let mut returns = Vec::with_capacity(1 + 2 * hp.n_layers);
         for (i, &(k, v)) in caches.iter().enumerate() {
             let mut operands: Vec<Operand> = vec![x.into(), past.into(), donate(k), donate(v)];
+            let is_last = i + 1 == hp.n_layers;
+            operands.extend(is_last.then_some(Operand::from(rows)));
             operands.extend(freqs.map(Operand::from));
-            let mut signature = Signature::new();
+            let mut weights = Vec::new();
             for spec in self.arch.layer_weights(hp) {
                 let name = format!("blk.{i}.{}", spec.name);
                 if let Some(tensor) = self.weights.find(&name, &spec)? {
                     let value = self.constant(&mut f, tensor, &spec);
-                    signature.push((spec.name, f.ty(value).clone()));
+                    weights.push((spec.name, f.ty(value).clone()));
                     operands.push(value.into());
                 }
             }
             let freqs_type = freqs.map(|v| f.ty(v).clone());
-            let callee = self.layer(signature, freqs_type.as_ref())?;
-            let types = [stream_type(hp), k_type.clone(), v_type.clone()];
+            let callee = self.layer((is_last, weights), freqs_type.as_ref())?;
+            let of = if is_last { ROWS } else { TOKENS };
+            let types = [stream_type(hp, of), k_type.clone(), v_type.clone()];
             let results = f.call(callee, &operands, &types);
             x = results[0];
             for (value, name) in results.iter().zip(["x", "k", "v"]) {
@@ -119,10 +123,7 @@ impl<'g> Builder<'g> {
             // Tied to the embedding.
             None => embd,
         };
-        let last = f.op(Op::Gather, &[x, rows], Attrs::new().with("axis", 0i64));
-        let last = self.built(last)?;
-        f.name(last, "last");
-        let normed = blocks::rms_norm(&mut f, last, norm, hp.rms_eps);
+        let normed = blocks::rms_norm(&mut f, x, norm, hp.rms_eps);
         let normed = self.built(normed)?;
         f.name(normed, "normed");
         let logits = blocks::product(&mut f, normed, head);
@@ -151,8 +152,9 @@ impl<'g> Builder<'g> {
             self.hp,
             self.gguf.path(),
             self.bounds.context,
+            signature.0,
             freqs,
-            &signature,
+            &signature.1,
         );
         self.arch.layer(&mut layer)?;
         self.module.add_func(layer.finish());
