@@ -394,14 +394,29 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Each wide result takes over the first operand that is free for it.
+    /// Each wide result takes over the first operand that is free for it. Returned results choose
+    /// first, in the order of the returns, and parameters are offered in their order: where state
+    /// comes back in the order in which it was given, each new value lies where the old one was.
     fn overwritten_by_fused(&self, at: usize, inst: &Inst) -> Vec<(usize, usize)> {
         let Some(callee) = inst.symbol.as_ref().and_then(|s| self.module.funcs.get(s)) else {
             return Vec::new();
         };
         let Ok(fusion) = Fusion::of(callee) else { return Vec::new() };
+        let mut results: Vec<usize> = (0..inst.results.len()).collect();
+        results.sort_by_key(|&k| {
+            let place = self.func.returns.iter().position(|&v| v == inst.results[k]);
+            place.unwrap_or(usize::MAX)
+        });
+        let mut operands: Vec<usize> = (0..inst.operands.len()).collect();
+        operands.sort_by_key(|&i| {
+            match self.groups[self.group_of[inst.operands[i].value.index()]].home {
+                Home::Param(j) => j,
+                _ => usize::MAX,
+            }
+        });
         let mut taken: Vec<(usize, usize)> = Vec::new();
-        for (k, (returned, result)) in callee.returns.iter().zip(&inst.results).enumerate() {
+        for k in results {
+            let (returned, result) = (callee.returns[k], &inst.results[k]);
             let wide = matches!(fusion.places[returned.index()], Place::Wide { .. });
             let free = |i: &usize| {
                 self.func.ty(inst.operands[*i].value) == self.func.ty(*result)
@@ -409,7 +424,7 @@ impl<'a> Planner<'a> {
                     && self.target.in_place(inst.op, *i)
                     && self.may_overwrite(at, inst, *i)
             };
-            if let Some(i) = (0..inst.operands.len()).filter(|_| wide).find(free) {
+            if let Some(i) = operands.iter().copied().filter(|_| wide).find(free) {
                 taken.push((k, i));
             }
         }

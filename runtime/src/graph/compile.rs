@@ -88,6 +88,9 @@ impl Graph {
         device: Device,
     ) -> Result<Compiled, GraphError> {
         let Device::Cpu = device;
+        // In the order of the parameters, so that the plan finds each new value its own buffer.
+        let mut updates: Vec<&Update> = updates.iter().collect();
+        updates.sort_by_key(|u| self.own(&u.param).ok());
         let values = updates.iter().map(|u| &u.value);
         let returned: Vec<ValueId> =
             outputs.iter().copied().chain(values).map(|t| self.own(t)).collect::<Result<_, _>>()?;
