@@ -130,6 +130,37 @@ impl DType {
         }
         (len / self.block_len()).checked_mul(self.block_bytes())
     }
+
+    /// The planes of a row in [`crate::Layout::Planes`], as elements and bytes per unit: codes of
+    /// 4, 2, 1 or 8 bits per element in blocks of 32, then scales. Empty for types without that
+    /// layout.
+    pub fn planes(self) -> &'static [(usize, usize)] {
+        match self {
+            DType::Q4_0 => &[(32, 16), (32, 2)],
+            DType::Q4_1 => &[(32, 16), (32, 4)],
+            DType::Q5_0 => &[(32, 16), (32, 4), (32, 2)],
+            DType::Q5_1 => &[(32, 16), (32, 4), (32, 4)],
+            DType::Q8_0 => &[(32, 32), (32, 2)],
+            DType::Q2K => &[(32, 8), (256, 16), (256, 4)],
+            DType::Q3K => &[(32, 8), (32, 4), (256, 16), (256, 2)],
+            DType::Q4K => &[(32, 16), (256, 16)],
+            DType::Q5K => &[(32, 16), (32, 4), (256, 16)],
+            DType::Q6K => &[(32, 16), (32, 8), (256, 16), (256, 2)],
+            _ => &[],
+        }
+    }
+
+    /// Bytes of a row of `len` elements in planes, each plane rounded up to 16 bytes. `None` for
+    /// types without planes, partial blocks, or on overflow.
+    pub fn planes_row_bytes(self, len: usize) -> Option<usize> {
+        if self.planes().is_empty() || !len.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        self.planes().iter().try_fold(0usize, |sum, (elements, bytes)| {
+            let plane = (len / elements).checked_mul(*bytes)?.checked_next_multiple_of(16)?;
+            sum.checked_add(plane)
+        })
+    }
 }
 
 impl fmt::Display for DType {

@@ -132,17 +132,21 @@ pub enum Layout {
     RowMajor,
     /// Rows of a matrix interleaved in groups of sixteen, for the CPU's products.
     R16,
+    /// Rows of a matrix one after another, in each the parts of its blocks sorted into planes
+    /// ([`DType::planes`]), for the GPU's products.
+    Planes,
 }
 
 impl Layout {
     /// Every layout.
-    pub const ALL: [Layout; 2] = [Layout::RowMajor, Layout::R16];
+    pub const ALL: [Layout; 3] = [Layout::RowMajor, Layout::R16, Layout::Planes];
 
     /// The name used in the text form.
     pub fn name(self) -> &'static str {
         match self {
             Layout::RowMajor => "row_major",
             Layout::R16 => "r16",
+            Layout::Planes => "planes",
         }
     }
 
@@ -210,7 +214,11 @@ impl TensorType {
             Some((last, outer)) => (value(last)?, outer),
             None => (1, &[][..]),
         };
-        let row = self.dtype.row_bytes(usize::try_from(last).ok()?)? as u64;
+        let last = usize::try_from(last).ok()?;
+        let row = match self.layout {
+            Layout::Planes => self.dtype.planes_row_bytes(last)? as u64,
+            Layout::RowMajor | Layout::R16 => self.dtype.row_bytes(last)? as u64,
+        };
         let mut rows = 1u64;
         for d in outer {
             rows = rows.checked_mul(value(d)?)?;
@@ -268,5 +276,15 @@ mod tests {
         assert_eq!(ty.bytes(|_| None), Some(17 * 20));
         ty.layout = Layout::R16;
         assert_eq!(ty.bytes(|_| None), Some(32 * 20));
+    }
+
+    #[test]
+    fn planes_are_rounded_up() {
+        // 32 codes of 4 bits and two f16, each plane to 16 bytes.
+        let mut ty = TensorType::new(DType::Q4_1, [17u64, 32]);
+        ty.layout = Layout::Planes;
+        assert_eq!(ty.bytes(|_| None), Some(17 * 32));
+        ty.dtype = DType::F32;
+        assert_eq!(ty.bytes(|_| None), None);
     }
 }

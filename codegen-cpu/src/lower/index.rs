@@ -109,7 +109,7 @@ fn blocks(lower: &mut Lower, site: &Site, axis: usize) -> Lowered {
     lower.rows(site, rows, move |ctx, at| {
         let rows = row_count.get(ctx.symbols);
         let table_bytes = match layout {
-            Layout::RowMajor => rows * row_bytes,
+            Layout::RowMajor | Layout::Planes => rows * row_bytes,
             // Some types drop what products do not read: the packer knows the size.
             Layout::R16 => match packed::packed_bytes(dtype, rows, cols) {
                 Ok(bytes) => bytes,
@@ -135,7 +135,7 @@ fn blocks(lower: &mut Lower, site: &Site, axis: usize) -> Lowered {
             Layout::R16 => PackedMatrix::new(dtype, rows, cols, table)
                 .map(|matrix| matrix.dequantize_row(row, values))
                 .map_err(|e| e.to_string()),
-            Layout::RowMajor => {
+            Layout::RowMajor | Layout::Planes => {
                 quant::dequantize(dtype, &table[from], values).map_err(|e| e.to_string())
             }
         };

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use aether_ir::plan::{ALIGNMENT, FuncPlan, MemoryPlan, Storage};
-use aether_ir::{Func, Inst, Module, Op, SymbolRange, TensorType, ValueId};
+use aether_ir::{Func, Inst, Layout, Module, Op, SymbolRange, TensorType, ValueId};
 use indexmap::IndexMap;
 
 use crate::kernels::isa::Isa;
@@ -286,6 +286,11 @@ impl<'a> Lower<'a> {
         inst: &'a Inst,
         frame: u64,
     ) -> Result<(), CompileError> {
+        let mut values = inst.inputs().chain(inst.results.iter().copied());
+        if let Some(v) = values.find(|&v| f.func.ty(v).layout == Layout::Planes) {
+            let message = format!("{} is laid out for the GPU", f.func.ty(v));
+            return Err(CompileError::Op { func: f.func.name.clone(), op: inst.op, message });
+        }
         let inputs: Vec<View> = inst.inputs().map(|v| self.view(f, v)).collect::<Result<_, _>>()?;
         let outputs: Vec<View> = inst
             .results
