@@ -97,6 +97,11 @@ impl Dim {
         }
     }
 
+    /// The terms, as coefficients and the symbols that they multiply.
+    pub fn iter_terms(&self) -> impl Iterator<Item = (i64, Vec<Symbol>)> {
+        self.terms().into_iter().map(|(symbols, coefficient)| (coefficient, symbols))
+    }
+
     fn terms(&self) -> BTreeMap<Vec<Symbol>, i64> {
         match &self.0 {
             Repr::Const(n) => BTreeMap::from([(Vec::new(), *n)]),

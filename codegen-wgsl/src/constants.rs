@@ -1,0 +1,152 @@
+//! Constants: their bytes as the GPU wants them, made when they are asked for.
+
+use std::sync::Arc;
+
+use aether_ir::tensor::{ConcreteType, EvalCtx};
+use aether_ir::{ConstSource, Func, Layout, Module, Op, Tensor, TensorType, ValueId};
+
+use crate::error::CompileError;
+use crate::program::buffer_bytes;
+
+/// Where a constant's bytes come from.
+#[derive(Clone, Debug)]
+pub enum Recipe {
+    /// A constant of the module, in the layout of `ty`.
+    Named(Arc<str>),
+    /// Bytes that were computed when the program was made.
+    Bytes(Arc<[u8]>),
+}
+
+/// A buffer that is filled before the steps that read it.
+#[derive(Clone, Debug)]
+pub struct Constant {
+    pub ty: TensorType,
+    /// Bytes in the buffer.
+    pub bytes: u64,
+    pub recipe: Recipe,
+}
+
+impl Constant {
+    /// For messages.
+    pub fn name(&self) -> &str {
+        match &self.recipe {
+            Recipe::Named(name) => name,
+            Recipe::Bytes(_) => "(computed)",
+        }
+    }
+
+    /// The bytes of the buffer.
+    ///
+    /// # Errors
+    /// When they cannot be read, or do not fit the type.
+    pub fn load(&self, module: &Module, source: &dyn ConstSource) -> Result<Vec<u8>, CompileError> {
+        let mut out = match &self.recipe {
+            Recipe::Bytes(bytes) => bytes.to_vec(),
+            Recipe::Named(name) => {
+                let raw = raw(module, source, name)?;
+                match self.ty.layout {
+                    Layout::Planes => crate::planes::pack(&self.ty, &raw).map_err(|message| {
+                        CompileError::Constant { name: name.clone(), message }
+                    })?,
+                    _ => raw.to_vec(),
+                }
+            }
+        };
+        out.resize(buffer_bytes(out.len() as u64) as usize, 0);
+        Ok(out)
+    }
+}
+
+/// The row-major bytes of a constant, checked against its type.
+fn raw(
+    module: &Module,
+    source: &dyn ConstSource,
+    name: &Arc<str>,
+) -> Result<aether_ir::tensor::Bytes, CompileError> {
+    let error = |message| CompileError::Constant { name: name.clone(), message };
+    let constant = module.consts.get(name).ok_or_else(|| error("is not declared".to_owned()))?;
+    let bytes = source.load(name, constant).map_err(error)?;
+    let expected = constant.ty.bytes(|_| None);
+    if expected != Some(bytes.len() as u64) {
+        return Err(error(format!(
+            "has {} bytes, which its type {} does not",
+            bytes.len(),
+            constant.ty
+        )));
+    }
+    Ok(bytes)
+}
+
+/// How to make the buffer of a load-time value.
+///
+/// # Errors
+/// When the value cannot be computed from constants.
+pub fn recipe(
+    module: &Module,
+    source: &dyn ConstSource,
+    func: &Func,
+    definitions: &[Option<usize>],
+    value: ValueId,
+) -> Result<Recipe, CompileError> {
+    let inst = definitions[value.index()].map(|i| &func.body[i]);
+    let symbol = |inst: &aether_ir::Inst| inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
+    match inst {
+        Some(inst) if inst.op == Op::Constant => Ok(Recipe::Named(symbol(inst))),
+        Some(inst) if inst.op == Op::Pack => {
+            let of = inst.inputs().next().and_then(|v| definitions[v.index()]);
+            match of.map(|i| &func.body[i]).filter(|i| i.op == Op::Constant) {
+                Some(of) => Ok(Recipe::Named(symbol(of))),
+                None => Err(CompileError::Unsupported {
+                    func: func.name.clone(),
+                    op: Op::Pack,
+                    message: "only constants can be packed".to_owned(),
+                }),
+            }
+        }
+        _ => {
+            let tensor = evaluate(module, source, func, definitions, value, 0)?;
+            Ok(Recipe::Bytes(tensor.bytes().as_ref().into()))
+        }
+    }
+}
+
+/// A load-time value by its reference meaning.
+fn evaluate(
+    module: &Module,
+    source: &dyn ConstSource,
+    func: &Func,
+    definitions: &[Option<usize>],
+    value: ValueId,
+    depth: usize,
+) -> Result<Tensor, CompileError> {
+    let ty = func.ty(value);
+    let index = definitions[value.index()].filter(|_| depth < 1000);
+    let op = index.map_or(Op::Constant, |i| func.body[i].op);
+    let error =
+        |message: String| CompileError::Unsupported { func: func.name.clone(), op, message };
+    let inst = &func.body[index.ok_or_else(|| error("is no load-time value".to_owned()))?];
+    if inst.op == Op::Constant {
+        let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
+        let bytes = raw(module, source, &name)?;
+        let concrete = concrete(ty).ok_or_else(|| error(format!("{ty} has unknown size")))?;
+        return Tensor::new(concrete, bytes).map_err(|e| error(e.to_string()));
+    }
+    let operands: Vec<Tensor> = inst
+        .inputs()
+        .map(|v| evaluate(module, source, func, definitions, v, depth + 1))
+        .collect::<Result<_, _>>()?;
+    let results: Option<Vec<ConcreteType>> =
+        inst.results.iter().map(|&r| concrete(func.ty(r))).collect();
+    let results = results.ok_or_else(|| error("has a result of unknown size".to_owned()))?;
+    let operands: Vec<&Tensor> = operands.iter().collect();
+    let eval = inst.op.info().eval.ok_or_else(|| error("cannot run at load".to_owned()))?;
+    let ctx = EvalCtx { operands: &operands, attrs: &inst.attrs, results: &results };
+    let values = eval(&ctx).map_err(|e| error(e.to_string()))?;
+    let position = inst.results.iter().position(|&r| r == value).unwrap_or(0);
+    values.into_iter().nth(position).ok_or_else(|| error("gave no result".to_owned()))
+}
+
+fn concrete(ty: &TensorType) -> Option<ConcreteType> {
+    let shape = ty.shape.as_const()?.into_iter().map(|d| d as usize).collect();
+    Some(ConcreteType { dtype: ty.dtype, shape, layout: ty.layout })
+}

@@ -1,0 +1,392 @@
+//! From planned IR to a flat list of dispatches.
+//!
+//! Calls are flattened: a callee's dispatches are prepared once for every call, with the ranges of
+//! that call. Shaders are shared by all calls whose types are equal.
+
+mod build;
+mod loops;
+mod matmul;
+mod movement;
+mod ops;
+mod order;
+mod index;
+mod random;
+mod softmax;
+pub mod text;
+mod window;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use aether_ir::plan::{FuncPlan, MemoryPlan, Storage};
+use aether_ir::{ConstSource, Dim, Func, Inst, Module, Op, Symbol, TensorType, ValueId};
+use indexmap::IndexSet;
+
+use crate::adapter::Adapter;
+use crate::constants::{self, Constant};
+use crate::error::CompileError;
+use crate::kernel::{MAX_SYMBOLS, Shader};
+use crate::program::{Binding, Buffer, GpuProgram, Step, buffer_bytes};
+use build::{Build, WORKGROUP, Words};
+
+/// Deepest nesting of calls.
+const MAX_CALL_DEPTH: usize = 64;
+
+/// A value as kernels take it.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub binding: Binding,
+    pub ty: TensorType,
+}
+
+impl View {
+    fn dims(&self) -> &[Dim] {
+        &self.ty.shape.0
+    }
+
+    fn numel(&self) -> Dim {
+        self.ty.shape.numel()
+    }
+}
+
+/// Where a value's bytes begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Loc {
+    buffer: Buffer,
+    offset: u64,
+}
+
+pub(crate) struct Lower<'a> {
+    module: &'a Module,
+    plan: &'a MemoryPlan,
+    source: &'a dyn ConstSource,
+    pub adapter: Adapter,
+    pub symbols: IndexSet<Symbol>,
+    pub shaders: IndexSet<Shader>,
+    pub steps: Vec<Step>,
+    constants: Vec<Constant>,
+    /// Named constants that have a buffer, by name and type.
+    named: HashMap<(Arc<str>, TensorType), usize>,
+}
+
+/// One instruction to be lowered.
+pub(crate) struct Site<'a> {
+    pub func: Arc<str>,
+    pub inst: &'a Inst,
+    pub inputs: Vec<View>,
+    pub outputs: Vec<View>,
+    pub scratch: Option<Binding>,
+    pub label: Arc<str>,
+}
+
+impl Site<'_> {
+    /// The op cannot be carried out here.
+    pub fn unsupported<T>(&self, message: impl Into<String>) -> Result<T, CompileError> {
+        let (func, op) = (self.func.clone(), self.inst.op);
+        Err(CompileError::Unsupported { func, op, message: message.into() })
+    }
+
+    fn axis(&self, of: &View) -> Result<usize, CompileError> {
+        let axis = self.inst.attrs.int("axis", -1);
+        match of.ty.shape.axis(axis) {
+            Some(axis) => Ok(axis),
+            None => self.unsupported(format!("axis {axis} of {}", of.ty)),
+        }
+    }
+}
+
+/// One function's values at one call.
+struct Frame<'a> {
+    func: &'a Func,
+    plan: &'a FuncPlan,
+    path: String,
+    locs: Vec<Option<Loc>>,
+}
+
+/// Compiles `entry` of a verified and planned module.
+///
+/// # Errors
+/// When a function, a plan or a constant is missing, or an op has no kernel on the GPU.
+pub fn compile(
+    module: &Module,
+    plan: &MemoryPlan,
+    entry: &str,
+    source: &dyn ConstSource,
+    adapter: Adapter,
+) -> Result<GpuProgram, CompileError> {
+    let func = module.funcs.get(entry).ok_or_else(|| CompileError::NoFunction(Arc::from(entry)))?;
+    let func_plan =
+        plan.funcs.get(entry).ok_or_else(|| CompileError::NoPlan { func: func.name.clone() })?;
+    if module.symbols.len() > MAX_SYMBOLS {
+        let (found, most) = (module.symbols.len(), MAX_SYMBOLS);
+        return Err(CompileError::Symbols { found, most });
+    }
+    let mut lower = Lower {
+        module,
+        plan,
+        source,
+        adapter,
+        symbols: module.symbols.keys().cloned().collect(),
+        shaders: IndexSet::new(),
+        steps: Vec::new(),
+        constants: Vec::new(),
+        named: HashMap::new(),
+    };
+    let result_aliases: Vec<Option<usize>> = func
+        .returns
+        .iter()
+        .enumerate()
+        .map(|(i, &v)| match func_plan.storage[func_plan.root(v).index()] {
+            Storage::Param(param) if func_plan.copies.iter().all(|&(at, _)| at != i) => Some(param),
+            _ => None,
+        })
+        .collect();
+    let params =
+        (0..func.params.len()).map(|i| Loc { buffer: Buffer::Param(i), offset: 0 }).collect();
+    let results = result_aliases
+        .iter()
+        .enumerate()
+        .map(|(i, alias)| {
+            let buffer = alias.map_or(Buffer::Result(i), Buffer::Param);
+            Loc { buffer, offset: 0 }
+        })
+        .collect();
+    lower.func(func, 0, params, results, String::new(), 0)?;
+    Ok(GpuProgram {
+        shaders: lower.shaders,
+        steps: lower.steps,
+        constants: lower.constants,
+        symbols: module.symbols.clone(),
+        params: func.params.iter().map(|&p| func.ty(p).clone()).collect(),
+        results: func.result_types.clone(),
+        result_aliases,
+        frame_bytes: func_plan.frame_bytes,
+    })
+}
+
+impl<'a> Lower<'a> {
+    fn func(
+        &mut self,
+        func: &'a Func,
+        frame: u64,
+        params: Vec<Loc>,
+        results: Vec<Loc>,
+        path: String,
+        depth: usize,
+    ) -> Result<(), CompileError> {
+        if depth > MAX_CALL_DEPTH {
+            return Err(CompileError::CallDepth(MAX_CALL_DEPTH));
+        }
+        let plan = self
+            .plan
+            .funcs
+            .get(&func.name)
+            .ok_or_else(|| CompileError::NoPlan { func: func.name.clone() })?;
+        let mut locs: Vec<Option<Loc>> = plan
+            .storage
+            .iter()
+            .map(|storage| match *storage {
+                Storage::Param(i) => params.get(i).copied(),
+                Storage::Frame { offset, .. } => {
+                    Some(Loc { buffer: Buffer::Frame, offset: frame + offset })
+                }
+                Storage::Result(i) => results.get(i).copied(),
+                Storage::Const | Storage::Alias(_) | Storage::Unused => None,
+            })
+            .collect();
+        self.constants(func, plan, &mut locs)?;
+        for i in 0..locs.len() {
+            if matches!(plan.storage[i], Storage::Alias(_)) {
+                locs[i] = locs[plan.root(ValueId(i as u32)).index()];
+            }
+        }
+        let f = Frame { func, plan, path, locs };
+        for (i, inst) in func.body.iter().enumerate() {
+            let loaded =
+                inst.results.iter().all(|r| matches!(plan.storage[r.index()], Storage::Const));
+            if loaded && !inst.results.is_empty() {
+                continue;
+            }
+            if inst.op == Op::Call {
+                self.call(&f, i, inst, frame, depth)?;
+            } else {
+                self.inst(&f, i, inst, frame)?;
+            }
+        }
+        for (i, &value) in func.returns.iter().enumerate() {
+            let from = self.view(&f, value)?;
+            let to = Binding { buffer: results[i].buffer, offset: results[i].offset, ..from.binding };
+            // A returned value may live elsewhere than where the caller wants it.
+            if from.binding != to {
+                let inst = &Inst {
+                    op: Op::Reshape,
+                    operands: Vec::new(),
+                    attrs: aether_ir::Attrs::new(),
+                    symbol: None,
+                    results: Vec::new(),
+                    span: 0..0,
+                };
+                let output = View { binding: to, ty: from.ty.clone() };
+                let site = Site {
+                    func: func.name.clone(),
+                    inst,
+                    inputs: vec![from],
+                    outputs: vec![output],
+                    scratch: None,
+                    label: format!("{}copy", f.path).into(),
+                };
+                movement::copy(self, &site)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every load-time value of a function that is read at run time its buffer.
+    fn constants(
+        &mut self,
+        func: &Func,
+        plan: &FuncPlan,
+        locs: &mut [Option<Loc>],
+    ) -> Result<(), CompileError> {
+        let definitions = func.definitions();
+        let is_const = |v: ValueId| matches!(plan.storage[v.index()], Storage::Const);
+        let mut wanted = vec![false; func.values.len()];
+        for inst in &func.body {
+            let at_load = !inst.results.is_empty() && inst.results.iter().all(|&r| is_const(r));
+            if !at_load {
+                inst.inputs().filter(|&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
+            }
+        }
+        func.returns.iter().filter(|&&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
+        // An alias of a constant (a reshape) makes the constant wanted too.
+        for i in 0..func.values.len() {
+            let root = plan.root(ValueId(i as u32));
+            if root.index() != i && is_const(root) {
+                wanted[root.index()] = true;
+            }
+        }
+        for i in (0..wanted.len()).filter(|&i| wanted[i]) {
+            let value = ValueId(i as u32);
+            let recipe = constants::recipe(self.module, self.source, func, &definitions, value)?;
+            let ty = func.ty(value).clone();
+            let bytes = ty.bytes(|_| None).ok_or_else(|| CompileError::Size(ty.clone()))?;
+            let key = match &recipe {
+                constants::Recipe::Named(name) => Some((name.clone(), ty.clone())),
+                constants::Recipe::Bytes(_) => None,
+            };
+            let known = key.as_ref().and_then(|key| self.named.get(key)).copied();
+            let index = known.unwrap_or(self.constants.len());
+            if known.is_none() {
+                let bytes = buffer_bytes(bytes);
+                self.constants.push(Constant { ty, bytes, recipe });
+                self.named.extend(key.map(|key| (key, index)));
+            }
+            locs[i] = Some(Loc { buffer: Buffer::Constant(index), offset: 0 });
+        }
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        f: &Frame<'a>,
+        index: usize,
+        inst: &'a Inst,
+        frame: u64,
+        depth: usize,
+    ) -> Result<(), CompileError> {
+        let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
+        let callee =
+            self.module.funcs.get(&name).ok_or_else(|| CompileError::NoFunction(name.clone()))?;
+        let args = self.locs(f, inst.inputs())?;
+        let results = self.locs(f, inst.results.iter().copied())?;
+        let offset = f.plan.temporary(index).map_or(0, |t| t.offset);
+        let path = format!("{}@{}#{index}/", f.path, name);
+        self.func(callee, frame + offset, args, results, path, depth + 1)
+    }
+
+    fn locs(
+        &self,
+        f: &Frame,
+        values: impl Iterator<Item = ValueId>,
+    ) -> Result<Vec<Loc>, CompileError> {
+        values
+            .map(|v| {
+                let View { binding, .. } = self.view(f, v)?;
+                Ok(Loc { buffer: binding.buffer, offset: binding.offset })
+            })
+            .collect()
+    }
+
+    fn inst(
+        &mut self,
+        f: &Frame<'a>,
+        index: usize,
+        inst: &'a Inst,
+        frame: u64,
+    ) -> Result<(), CompileError> {
+        if inst.results.iter().any(|r| matches!(f.plan.storage[r.index()], Storage::Unused)) {
+            // All of them: the planner gives those that are read with others a place.
+            return Ok(());
+        }
+        let inputs: Vec<View> = inst.inputs().map(|v| self.view(f, v)).collect::<Result<_, _>>()?;
+        let outputs: Vec<View> =
+            inst.results.iter().map(|&v| self.view(f, v)).collect::<Result<_, _>>()?;
+        let scratch = f.plan.temporary(index).map(|t| Binding {
+            buffer: Buffer::Frame,
+            offset: frame + t.offset,
+            bytes: buffer_bytes(t.bytes),
+        });
+        let name = inst.results.first().and_then(|r| f.func.values[r.index()].name.clone());
+        let name = name.map_or(String::new(), |n| format!(" %{n}"));
+        let label = format!("{}{}{name}", f.path, inst.op).into();
+        let site = Site { func: f.func.name.clone(), inst, inputs, outputs, scratch, label };
+        match inst.op {
+            Op::Reshape | Op::StopGradient | Op::Barrier => movement::copy(self, &site),
+            Op::Broadcast if site.inputs[0].binding == site.outputs[0].binding => Ok(()),
+            Op::Fused => {
+                let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
+                let module = self.module;
+                let body = module.funcs.get(&name).ok_or(CompileError::NoFunction(name))?;
+                loops::lower(self, &site, body)
+            }
+            op if aether_ir::fusion::Role::of(op).is_some() => loops::single(self, &site),
+            Op::Transpose | Op::Slice | Op::Concat | Op::Pad | Op::Flip => {
+                movement::lower(self, &site)
+            }
+            Op::Gather | Op::ScatterAdd => index::lower(self, &site),
+            Op::RngBits => random::lower(self, &site),
+            Op::Argmax | Op::TopK | Op::Sort | Op::Cumsum => order::lower(self, &site),
+            Op::WindowSum | Op::WindowMax | Op::Conv => window::lower(self, &site),
+            Op::Softmax | Op::LogSoftmax | Op::RmsNorm | Op::LayerNorm => {
+                softmax::lower(self, &site)
+            }
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti => {
+                matmul::lower(self, &site)
+            }
+            _ => site.unsupported("there is none yet"),
+        }
+    }
+
+    fn view(&self, f: &Frame, value: ValueId) -> Result<View, CompileError> {
+        let ty = f.func.ty(value).clone();
+        let bytes =
+            ty.max_bytes(&self.module.symbols).ok_or_else(|| CompileError::Size(ty.clone()))?;
+        let Loc { buffer, offset } =
+            f.locs[value.index()].ok_or_else(|| CompileError::Unsupported {
+                func: f.func.name.clone(),
+                op: Op::Constant,
+                message: "a value that is read has no storage in the memory plan".to_owned(),
+            })?;
+        Ok(View { binding: Binding { buffer, offset, bytes: buffer_bytes(bytes) }, ty })
+    }
+
+    /// A dimension as WGSL.
+    pub fn dim(&self, d: &Dim) -> String {
+        text::dim(d, &self.symbols)
+    }
+
+    /// The product of dimensions as WGSL.
+    pub fn product(&self, dims: &[Dim]) -> String {
+        self.dim(&dims.iter().fold(Dim::new(1), |acc, d| &acc * d))
+    }
+}

@@ -1,0 +1,103 @@
+//! The GPU as the passes see it: layouts, fusions, costs.
+
+use aether_ir::fusion::Role;
+use aether_ir::target::{Cost, Target};
+use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
+use indexmap::IndexMap;
+
+use crate::adapter::Adapter;
+
+/// Device memory bytes per second that costs assume; ratios matter, not the figure.
+const BYTES_PER_SECOND: f64 = 2e12;
+/// Multiply-adds per second.
+const FLOPS_PER_SECOND: f64 = 2e13;
+/// Seconds from one dispatch to one that depends on it.
+const SECONDS_PER_LAUNCH: f64 = 4e-6;
+
+/// A GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuTarget {
+    pub adapter: Adapter,
+}
+
+impl Target for GpuTarget {
+    fn name(&self) -> &'static str {
+        "gpu"
+    }
+
+    fn weight_layout(&self, weight: &TensorType) -> Layout {
+        let known = weight.rank() == 2 && weight.shape.as_const().is_some();
+        let planes = known && !weight.dtype.planes().is_empty();
+        if planes { Layout::Planes } else { Layout::RowMajor }
+    }
+
+    fn supports(&self, op: Op, operands: &[&TensorType]) -> bool {
+        let f32_left = operands.first().is_some_and(|x| x.dtype == DType::F32 && x.rank() == 2);
+        // Fusion may run before or after layout: a quantised weight of known shape will be in
+        // planes.
+        let planes =
+            |w: &&TensorType| !w.dtype.planes().is_empty() && w.shape.as_const().is_some();
+        let dense = |w: &&TensorType| {
+            w.rank() == 2 && matches!(w.dtype, DType::F32 | DType::F16 | DType::Bf16)
+        };
+        let weight = |w: &&TensorType| planes(w) || dense(w);
+        match op {
+            Op::MatmulGated => f32_left && operands.iter().skip(1).take(2).all(weight),
+            Op::MatmulAdd | Op::MatmulAct => {
+                operands.first().is_some_and(|x| x.dtype == DType::F32)
+                    && operands.iter().skip(1).take(1).all(weight)
+            }
+            Op::MatmulMulti => f32_left,
+            _ => true,
+        }
+    }
+
+    fn cost(
+        &self,
+        op: Op,
+        operands: &[&TensorType],
+        results: &[&TensorType],
+        sizes: &dyn Fn(&str) -> u64,
+    ) -> Cost {
+        let bytes = |ty: &TensorType| ty.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64;
+        let length = |d: &aether_ir::Dim| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64;
+        let numel = |ty: &TensorType| ty.shape.0.iter().map(length).product::<f64>();
+        let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
+        if free || matches!(op, Op::StopGradient | Op::Barrier) {
+            return Cost::default();
+        }
+        let out: f64 = results.iter().map(|ty| numel(ty)).sum();
+        let depth = operands.first().and_then(|x| x.shape.0.last()).map_or(1.0, length);
+        let flops = match op {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => out * depth,
+            Op::MatmulGated => 2.0 * out * depth,
+            Op::Conv => {
+                let channels = |w: &TensorType| w.shape.0.first().map_or(1.0, length).max(1.0);
+                out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
+            }
+            _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
+        };
+        let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
+        Cost { bytes: moved, flops, launches: 1.0 }
+    }
+
+    fn seconds(&self, cost: &Cost) -> f64 {
+        (cost.bytes / BYTES_PER_SECOND).max(cost.flops / FLOPS_PER_SECOND)
+            + cost.launches * SECONDS_PER_LAUNCH
+    }
+
+    fn scratch_bytes(
+        &self,
+        _func: &Func,
+        _inst: &Inst,
+        _symbols: &IndexMap<Symbol, SymbolRange>,
+    ) -> u64 {
+        0
+    }
+
+    fn in_place(&self, op: Op, _operand: usize) -> bool {
+        // An invocation reads its own elements before it writes them; a fused body may read those
+        // of others.
+        matches!(Role::of(op), Some(Role::Map)) && op != Op::Broadcast
+    }
+}
