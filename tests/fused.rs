@@ -385,7 +385,7 @@ fn run(
     };
     let exe = Executable::compile(module.clone(), &Files::new(), &opts)
         .unwrap_or_else(|e| panic!("{e}\n{}", print(module)));
-    assert_eq!(exe.program().by_reference(), &[] as &[String], "{}", print(module));
+    assert_eq!(exe.by_reference(), &[] as &[String], "{}", print(module));
     run_executable(&Arc::new(exe), inputs.to_vec()).map_err(|e| e.to_string())
 }
 

@@ -40,7 +40,7 @@ fn run(module: &Module, operands: &[Tensor], isa: Isa, threads: usize) -> Vec<Te
     };
     let exe = Executable::compile(module.clone(), &Files::new(), &opts);
     let exe = exe.unwrap_or_else(|e| panic!("{e}"));
-    assert!(exe.program().by_reference().is_empty(), "{:?}", exe.program().by_reference());
+    assert!(exe.by_reference().is_empty(), "{:?}", exe.by_reference());
     run_executable(&Arc::new(exe), operands.to_vec()).unwrap_or_else(|e| panic!("{e}"))
 }
 

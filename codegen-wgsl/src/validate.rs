@@ -11,7 +11,8 @@ use crate::kernel::Shader;
 /// What naga says, with the place in the shader.
 pub fn validate(shader: &Shader) -> Result<(), CompileError> {
     let failed = |text: String| CompileError::Shader(format!("{}: {text}", shader.name));
-    let mut capabilities = Capabilities::default();
+    // Conversions of half floats in words: every Vulkan driver has them.
+    let mut capabilities = Capabilities::default() | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     if shader.needs.f16 {
         capabilities |= Capabilities::SHADER_FLOAT16;
     }

@@ -105,7 +105,7 @@ fn the_cpu_computes_what_the_interpreter_says() {
             let got = computed(&model, &PROMPT);
             let distance = distance(&got, &want);
             assert!(distance < tolerance, "{name}, {isa}: {distance}");
-            let slow = model.executable().program().by_reference();
+            let slow = model.executable().by_reference();
             assert!(slow.is_empty(), "{name}: no kernels for {slow:?}");
         }
     }

@@ -3,10 +3,21 @@
 use std::sync::Arc;
 
 use aether_codegen_cpu::pool::PoolError;
-use aether_codegen_cpu::{CompileError, Isa, RunError};
+use aether_codegen_cpu::{CompileError, Isa};
 use aether_ir::TensorType;
 use aether_ir::tensor::TensorError;
 use aether_passes::{ParsePipelineError, PipelineError, PlanError};
+
+use crate::gpu::GpuError;
+
+/// A run cannot start, or failed on the way.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Program(#[from] aether_codegen_cpu::RunError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
 
 /// A module cannot be compiled or run.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +36,10 @@ pub enum RuntimeError {
     PlanCheck(String),
     #[error(transparent)]
     Compile(#[from] CompileError),
+    #[error(transparent)]
+    CompileGpu(#[from] aether_codegen_wgsl::CompileError),
+    #[error(transparent)]
+    Gpu(GpuError),
     #[error(transparent)]
     Pool(#[from] PoolError),
     #[error(transparent)]

@@ -4,10 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use aether_codegen_cpu::{CompileOptions, CpuTarget, Isa, Program};
-use aether_ir::Module;
+use aether_codegen_wgsl::GpuTarget;
 use aether_ir::plan::MemoryPlan;
+use aether_ir::target::Target;
+use aether_ir::{Module, TensorType};
 use aether_passes::{PassCtx, Pipeline, StepReport};
 
+use crate::gpu::{Gpu, GpuExecutable, Weights};
 use crate::{Files, RuntimeError};
 
 /// The passes that run when no others are asked for.
@@ -26,6 +29,8 @@ pub struct Options {
     pub pipeline: Option<String>,
     /// Verify the module after each pass, and prove the memory plan. On in debug builds.
     pub verify: bool,
+    /// The GPU to run on; the CPU when `None`.
+    pub gpu: Option<Arc<Gpu>>,
 }
 
 impl Default for Options {
@@ -36,16 +41,17 @@ impl Default for Options {
             isa: None,
             pipeline: None,
             verify: cfg!(debug_assertions),
+            gpu: None,
         }
     }
 }
 
 impl Options {
-    /// The target that these options mean on this machine.
+    /// The CPU that these options mean on this machine.
     ///
     /// # Errors
     /// When this machine lacks the instruction set.
-    pub(crate) fn target(&self) -> Result<CpuTarget, RuntimeError> {
+    pub(crate) fn cpu(&self) -> Result<CpuTarget, RuntimeError> {
         let threads = if self.threads == 0 { default_threads() } else { self.threads };
         let isa = self.isa.unwrap_or_else(Isa::detect);
         if !isa.is_available() {
@@ -80,9 +86,32 @@ pub struct Prepared {
     pub(crate) module: Module,
     pub(crate) plan: MemoryPlan,
     pub(crate) entry: Arc<str>,
-    pub(crate) threads: usize,
-    pub(crate) isa: Isa,
+    pub(crate) machine: Machine,
     reports: Vec<StepReport>,
+}
+
+/// Where a module runs.
+#[derive(Clone, Debug)]
+pub(crate) enum Machine {
+    Cpu(CpuTarget),
+    Gpu(Arc<Gpu>),
+}
+
+impl Machine {
+    fn of(opts: &Options) -> Result<Machine, RuntimeError> {
+        match &opts.gpu {
+            Some(gpu) => Ok(Machine::Gpu(gpu.clone())),
+            None => Ok(Machine::Cpu(opts.cpu()?)),
+        }
+    }
+
+    /// As passes see it.
+    fn target(&self) -> Box<dyn Target> {
+        match self {
+            Machine::Cpu(target) => Box::new(*target),
+            Machine::Gpu(gpu) => Box::new(GpuTarget { adapter: gpu.adapter() }),
+        }
+    }
 }
 
 impl Prepared {
@@ -96,23 +125,23 @@ impl Prepared {
         files: &Files,
         opts: &Options,
     ) -> Result<Prepared, RuntimeError> {
-        let target = opts.target()?;
+        let machine = Machine::of(opts)?;
+        let target = machine.target();
         aether_ir::verify(&module)
             .map_err(|found| RuntimeError::Verify(aether_ir::text::explain(&module, &found)))?;
         keep_reachable(&mut module, &opts.entry);
         let pipeline = Pipeline::parse(opts.pipeline.as_deref().unwrap_or(DEFAULT_PIPELINE))?;
-        let mut ctx = PassCtx::new(&target);
+        let mut ctx = PassCtx::new(&*target);
         ctx.verify_each = opts.verify;
         ctx.consts = Some(files);
         let reports = pipeline.run(&mut module, &ctx, &mut ())?;
-        let plan = aether_passes::plan(&module, &target)?;
+        let plan = aether_passes::plan(&module, &*target)?;
         if opts.verify {
-            aether_passes::plan_check::check(&module, &plan, &target)
+            aether_passes::plan_check::check(&module, &plan, &*target)
                 .map_err(|e| RuntimeError::PlanCheck(e.to_string()))?;
         }
-        let CpuTarget { isa, threads } = target;
         let entry = opts.entry.as_str().into();
-        Ok(Prepared { module, plan, entry, threads, isa, reports })
+        Ok(Prepared { module, plan, entry, machine, reports })
     }
 
     /// What a file gave, checked already.
@@ -122,8 +151,7 @@ impl Prepared {
         entry: Arc<str>,
         target: CpuTarget,
     ) -> Prepared {
-        let CpuTarget { isa, threads } = target;
-        Prepared { module, plan, entry, threads, isa, reports: Vec::new() }
+        Prepared { module, plan, entry, machine: Machine::Cpu(target), reports: Vec::new() }
     }
 
     /// The module after the passes.
@@ -144,34 +172,72 @@ impl Prepared {
     /// # Errors
     /// When a constant is missing or the module cannot be compiled.
     pub fn load(self, files: &Files) -> Result<Executable, RuntimeError> {
-        let Prepared { module, plan, entry, threads, isa, reports } = self;
-        files.will_load();
-        let compile = CompileOptions { isa, threads };
-        let program = aether_codegen_cpu::compile(&module, &plan, &entry, files, compile);
-        files.loaded();
-        let program = program?;
-        tracing::debug!(
-            steps = program.step_counts().0,
-            barriers = program.step_counts().1,
-            frame = program.frame_bytes(),
-            constants = program.constant_bytes(),
-            "compiled"
-        );
-        for step in program.by_reference() {
-            tracing::warn!(step, "no kernel: runs by the reference interpreter");
-        }
-        Ok(Executable { module, plan, program, entry, threads, isa, reports })
+        self.load_sharing(files, &Weights::default())
     }
+
+    /// As [`Prepared::load`], with the weights that are on the GPU already for other programs of
+    /// the same files.
+    ///
+    /// # Errors
+    /// As [`Prepared::load`].
+    pub fn load_sharing(
+        self,
+        files: &Files,
+        weights: &Weights,
+    ) -> Result<Executable, RuntimeError> {
+        let Prepared { module, plan, entry, machine, reports } = self;
+        files.will_load();
+        let code = match machine {
+            Machine::Cpu(CpuTarget { isa, threads }) => {
+                let compile = CompileOptions { isa, threads };
+                let program = aether_codegen_cpu::compile(&module, &plan, &entry, files, compile);
+                program.map_err(RuntimeError::from).map(|program| {
+                    tracing::debug!(
+                        steps = program.step_counts().0,
+                        barriers = program.step_counts().1,
+                        frame = program.frame_bytes(),
+                        constants = program.constant_bytes(),
+                        "compiled"
+                    );
+                    for step in program.by_reference() {
+                        tracing::warn!(step, "no kernel: runs by the reference interpreter");
+                    }
+                    Code::Cpu { program, threads, isa }
+                })
+            }
+            Machine::Gpu(gpu) => {
+                let adapter = gpu.adapter();
+                aether_codegen_wgsl::compile(&module, &plan, &entry, files, adapter)
+                    .map_err(RuntimeError::from)
+                    .and_then(|program| {
+                        tracing::debug!(
+                            dispatches = program.steps.len(),
+                            shaders = program.shaders.len(),
+                            frame = program.frame_bytes,
+                            "compiled for the GPU"
+                        );
+                        GpuExecutable::load(gpu, program, &module, files, weights)
+                    })
+                    .map(|program| Code::Gpu(Arc::new(program)))
+            }
+        };
+        files.loaded();
+        Ok(Executable { module, plan, code: code?, entry, reports })
+    }
+}
+
+/// What a module became.
+pub(crate) enum Code {
+    Cpu { program: Program, threads: usize, isa: Isa },
+    Gpu(Arc<GpuExecutable>),
 }
 
 /// A compiled module.
 pub struct Executable {
     module: Module,
     plan: MemoryPlan,
-    program: Program,
+    code: Code,
     entry: Arc<str>,
-    threads: usize,
-    isa: Isa,
     reports: Vec<StepReport>,
 }
 
@@ -199,9 +265,53 @@ impl Executable {
         &self.plan
     }
 
-    /// What runs.
-    pub fn program(&self) -> &Program {
-        &self.program
+    pub(crate) fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// What runs on the CPU; `None` when a GPU runs it.
+    pub fn cpu(&self) -> Option<&Program> {
+        match &self.code {
+            Code::Cpu { program, .. } => Some(program),
+            Code::Gpu(_) => None,
+        }
+    }
+
+    /// What runs on a GPU.
+    pub fn gpu(&self) -> Option<&Arc<GpuExecutable>> {
+        match &self.code {
+            Code::Cpu { .. } => None,
+            Code::Gpu(program) => Some(program),
+        }
+    }
+
+    /// Types of the parameters.
+    pub fn params(&self) -> &[TensorType] {
+        match &self.code {
+            Code::Cpu { program, .. } => program.params(),
+            Code::Gpu(gpu) => &gpu.program().params,
+        }
+    }
+
+    /// Types of the results.
+    pub fn results(&self) -> &[TensorType] {
+        match &self.code {
+            Code::Cpu { program, .. } => program.results(),
+            Code::Gpu(gpu) => &gpu.program().results,
+        }
+    }
+
+    /// For each result the donated parameter whose buffer holds it.
+    pub fn result_aliases(&self) -> &[Option<usize>] {
+        match &self.code {
+            Code::Cpu { program, .. } => program.result_aliases(),
+            Code::Gpu(gpu) => &gpu.program().result_aliases,
+        }
+    }
+
+    /// Instructions without a kernel of their own, which the reference interpreter carries out.
+    pub fn by_reference(&self) -> &[String] {
+        self.cpu().map_or(&[], Program::by_reference)
     }
 
     /// Name of the function that runs.
@@ -209,14 +319,28 @@ impl Executable {
         &self.entry
     }
 
-    /// Workers that it was compiled for.
+    /// Workers that it was compiled for; one when a GPU runs it.
     pub fn threads(&self) -> usize {
-        self.threads
+        match &self.code {
+            Code::Cpu { threads, .. } => *threads,
+            Code::Gpu(_) => 1,
+        }
     }
 
-    /// Instruction set of its kernels.
-    pub fn isa(&self) -> Isa {
-        self.isa
+    /// Instruction set of its kernels on the CPU.
+    pub fn isa(&self) -> Option<Isa> {
+        match &self.code {
+            Code::Cpu { isa, .. } => Some(*isa),
+            Code::Gpu(_) => None,
+        }
+    }
+
+    /// What runs it, for people: `CPU avx512`, or the GPU's name.
+    pub fn backend(&self) -> String {
+        match &self.code {
+            Code::Cpu { isa, .. } => format!("CPU {isa}"),
+            Code::Gpu(gpu) => gpu.gpu().name(),
+        }
     }
 
     /// What each pass did.

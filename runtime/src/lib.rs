@@ -4,17 +4,21 @@
 //! the memory of one line of runs of it; [`Files`] serves the constants that lie in files.
 //! [`run_module`] does it all at once for tensors.
 
+mod arg;
+mod bind;
 mod error;
 mod executable;
 mod files;
+pub mod gpu;
 pub mod graph;
 mod saved;
 mod session;
 mod tensors;
 
 pub use aether_codegen_cpu::pool::{Pool, PoolError};
-pub use aether_codegen_cpu::{AlignedBytes, Arg, ArgData, Isa, RunError};
-pub use error::RuntimeError;
+pub use aether_codegen_cpu::{AlignedBytes, Isa};
+pub use arg::{Arg, ArgData, State};
+pub use error::{RunError, RuntimeError};
 pub use executable::{DEFAULT_PIPELINE, Executable, Options, Prepared, default_threads};
 pub use files::{Backing, Files};
 pub use saved::{Identity, MAX_PLAN_FILE, Recompile, SavedError};

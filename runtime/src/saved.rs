@@ -22,7 +22,7 @@ use aether_ir::{Module, diag};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::executable::Prepared;
+use crate::executable::{Machine, Prepared};
 use crate::{Files, Options, RuntimeError};
 
 const MAGIC: &str = "aether-plan";
@@ -93,6 +93,8 @@ pub enum Recompile {
 /// A plan file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
+    #[error("plans are saved for the CPU alone; prepare the module without a GPU")]
+    Gpu,
     #[error("it is no plan file: its first line is not `aether-plan`")]
     Magic,
     #[error(
@@ -145,7 +147,8 @@ impl Prepared {
         if types(&again) != types(&module) || print_module(&again) != text {
             return Err(SavedError::NotCanonical("values change their order".to_owned()));
         }
-        let identity = Identity::here(CpuTarget { isa: self.isa, threads: self.threads });
+        let Machine::Cpu(target) = self.machine else { return Err(SavedError::Gpu) };
+        let identity = Identity::here(target);
         let head = Head {
             identity,
             entry: self.entry.to_string(),
@@ -191,7 +194,7 @@ impl Prepared {
         if !module.funcs.contains_key(head.entry.as_str()) {
             return Err(damaged("its module lacks the function that is to be run"));
         }
-        let target = opts.target()?;
+        let target = opts.cpu()?;
         if let Some(difference) = head.identity.difference(&Identity::here(target)) {
             return match recompile {
                 Recompile::No => Err(SavedError::Elsewhere(difference)),

@@ -3,15 +3,24 @@
 use std::sync::Arc;
 
 use aether_codegen_cpu::pool::Pool;
-use aether_codegen_cpu::{Arg, RunError, Workspace};
+use aether_codegen_cpu::{AlignedBytes, Workspace};
+use aether_codegen_cpu::{Arg as CpuArg, ArgData as CpuArgData};
 
-use crate::{Executable, RuntimeError};
+use crate::arg::{Arg, ArgData, State};
+use crate::executable::Code;
+use crate::gpu::{GpuError, GpuSession};
+use crate::{Executable, RunError, RuntimeError};
 
 /// Runs an executable, one run at a time, in memory of its own.
 pub struct Session {
     executable: Arc<Executable>,
-    workspace: Workspace,
+    memory: Memory,
     pool: Arc<Pool>,
+}
+
+enum Memory {
+    Cpu { workspace: Workspace, args: Recycled },
+    Gpu(GpuSession),
 }
 
 impl Session {
@@ -35,17 +44,22 @@ impl Session {
         executable: Arc<Executable>,
         pool: Arc<Pool>,
     ) -> Result<Session, RuntimeError> {
-        let program = executable.program();
-        let symbols = &executable.module().symbols;
-        let results = program.results().iter().zip(program.result_aliases());
-        let bytes = results
-            .filter(|(_, alias)| alias.is_none())
-            .try_fold(program.frame_bytes() as u64, |sum, (ty, _)| {
-                sum.checked_add(ty.max_bytes(symbols)?)
-            })
-            .unwrap_or(u64::MAX);
-        check_memory(&format!("@{}", executable.entry()), bytes)?;
-        Ok(Session { workspace: program.workspace(), executable, pool })
+        let memory = match executable.code() {
+            Code::Gpu(gpu) => Memory::Gpu(GpuSession::new(gpu.clone())?),
+            Code::Cpu { program, .. } => {
+                let symbols = &executable.module().symbols;
+                let results = program.results().iter().zip(program.result_aliases());
+                let bytes = results
+                    .filter(|(_, alias)| alias.is_none())
+                    .try_fold(program.frame_bytes() as u64, |sum, (ty, _)| {
+                        sum.checked_add(ty.max_bytes(symbols)?)
+                    })
+                    .unwrap_or(u64::MAX);
+                check_memory(&format!("@{}", executable.entry()), bytes)?;
+                Memory::Cpu { workspace: program.workspace(), args: Recycled::default() }
+            }
+        };
+        Ok(Session { memory, executable, pool })
     }
 
     /// What is run.
@@ -58,33 +72,90 @@ impl Session {
         &self.pool
     }
 
+    /// Zeros for a parameter of fixed or bounded size, where runs of this session read and write
+    /// them in place. On a GPU a session has one state for each parameter.
+    ///
+    /// # Errors
+    /// When there is no such parameter, or the memory cannot be had.
+    pub fn state(&self, param: usize) -> Result<State, RuntimeError> {
+        let params = self.executable.params();
+        let ty = params.get(param).ok_or_else(|| RuntimeError::ArgCount {
+            func: self.executable.entry().clone(),
+            expected: params.len(),
+            found: param + 1,
+        })?;
+        match &self.memory {
+            Memory::Gpu(session) => Ok(State::Device(session.state(param))),
+            Memory::Cpu { .. } => {
+                let bytes = ty.max_bytes(&self.executable.module().symbols).unwrap_or(u64::MAX);
+                check_memory(&format!("argument {param}"), bytes)?;
+                Ok(State::Host(AlignedBytes::zeroed(bytes as usize)))
+            }
+        }
+    }
+
     /// Runs once; results are then had by index. Donated arguments are written: results that take
-    /// them over are in their bytes. Allocates nothing but for errors.
+    /// them over are in their bytes. On the CPU nothing is allocated but for errors.
     ///
     /// # Errors
     /// When the arguments do not fit, or a step fails.
     pub fn run(&mut self, args: &mut [Arg<'_>]) -> Result<(), RunError> {
-        self.executable.program().run(&self.pool, &mut self.workspace, args)
+        let Session { executable, memory, pool } = self;
+        match (executable.code(), memory) {
+            (Code::Cpu { program, .. }, Memory::Cpu { workspace, args: recycled }) => {
+                let mut lent = recycled.take();
+                for arg in args.iter_mut() {
+                    let data = match &mut arg.data {
+                        ArgData::Read(bytes) => CpuArgData::Read(bytes),
+                        ArgData::Write(bytes) => CpuArgData::Write(bytes),
+                        ArgData::State(State::Host(bytes)) => {
+                            CpuArgData::Write(bytes.as_mut_slice())
+                        }
+                        ArgData::State(State::Device(_)) => {
+                            return Err(GpuError::ForeignState.into());
+                        }
+                    };
+                    lent.push(CpuArg { shape: arg.shape, data });
+                }
+                let outcome = program.run(pool, workspace, &mut lent);
+                recycled.restore(lent);
+                Ok(outcome?)
+            }
+            (_, Memory::Gpu(session)) => session.run(args),
+            (Code::Gpu(_), Memory::Cpu { .. }) => Err(GpuError::ForeignState.into()),
+        }
     }
 
     /// The bytes of result `index` of the last run; empty when it took over an argument.
     pub fn result(&self, index: usize) -> &[u8] {
-        self.workspace.result(index)
+        match &self.memory {
+            Memory::Cpu { workspace, .. } => workspace.result(index),
+            Memory::Gpu(session) => session.result(index),
+        }
     }
 
     /// The elements of an f32 result of the last run, and its shape.
     pub fn result_f32(&self, index: usize) -> (&[f32], &[usize]) {
-        self.workspace.result_f32(index)
+        match &self.memory {
+            Memory::Cpu { workspace, .. } => workspace.result_f32(index),
+            Memory::Gpu(session) => session.result_f32(index),
+        }
     }
 
     /// The shape of result `index` of the last run.
     pub fn result_shape(&self, index: usize) -> &[usize] {
-        self.workspace.result_shape(index)
+        match &self.memory {
+            Memory::Cpu { workspace, .. } => workspace.result_shape(index),
+            Memory::Gpu(session) => session.result_shape(index),
+        }
     }
 
     /// Bytes of arena and results.
     pub fn bytes(&self) -> usize {
-        self.workspace.bytes()
+        match &self.memory {
+            Memory::Cpu { workspace, .. } => workspace.bytes(),
+            Memory::Gpu(session) => session.bytes() as usize,
+        }
     }
 }
 
@@ -121,9 +192,24 @@ impl ArgBuffer {
     }
 }
 
-/// Empties a list and gives it another lifetime. The standard library collects in place, so the
-/// memory is the same; if ever it did not, the cost would be an allocation.
-fn recycle<'b>(mut args: Vec<Arg<'_>>) -> Vec<Arg<'b>> {
+/// As [`ArgBuffer`], of what a program of the CPU takes.
+#[derive(Default)]
+struct Recycled(Vec<CpuArg<'static>>);
+
+impl Recycled {
+    fn take<'a>(&mut self) -> Vec<CpuArg<'a>> {
+        recycle(std::mem::take(&mut self.0))
+    }
+
+    fn restore(&mut self, args: Vec<CpuArg<'_>>) {
+        self.0 = recycle(args);
+    }
+}
+
+/// Empties a list and gives it another element type, of the same size: the same with another
+/// lifetime. The standard library collects in place, so the memory is the same; if ever it did
+/// not, the cost would be an allocation.
+fn recycle<A, B>(mut args: Vec<A>) -> Vec<B> {
     args.clear();
-    args.into_iter().map_while(|_| None::<Arg<'b>>).collect()
+    args.into_iter().map_while(|_| None::<B>).collect()
 }

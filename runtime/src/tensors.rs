@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use aether_codegen_cpu::{AlignedBytes, Arg, ArgData};
+use aether_codegen_cpu::AlignedBytes;
 use aether_ir::tensor::ConcreteType;
 use aether_ir::{Layout, Module, Tensor};
 
-use crate::{Executable, Files, Options, RuntimeError, Session};
+use crate::{Arg, ArgData, Executable, Files, Options, RuntimeError, Session};
 
 /// Compiles a module and runs `func` once; files of constants are looked for from the current
 /// folder.
@@ -31,8 +31,7 @@ pub fn run_executable(
     executable: &Arc<Executable>,
     inputs: Vec<Tensor>,
 ) -> Result<Vec<Tensor>, RuntimeError> {
-    let program = executable.program();
-    let params = program.params();
+    let params = executable.params();
     if params.len() != inputs.len() {
         let (expected, found) = (params.len(), inputs.len());
         return Err(RuntimeError::ArgCount { func: executable.entry().clone(), expected, found });
@@ -56,11 +55,11 @@ pub fn run_executable(
         .collect();
     session.run(&mut args)?;
     drop(args);
-    let mut results = Vec::with_capacity(program.results().len());
-    for (i, ty) in program.results().iter().enumerate() {
+    let mut results = Vec::with_capacity(executable.results().len());
+    for (i, ty) in executable.results().iter().enumerate() {
         let ty = ConcreteType::new(ty.dtype, session.result_shape(i));
         let len = ty.row_major_bytes().unwrap_or(usize::MAX);
-        let bytes = match program.result_aliases()[i] {
+        let bytes = match executable.result_aliases()[i] {
             Some(param) => buffers[param].as_slice(),
             None => session.result(i),
         };

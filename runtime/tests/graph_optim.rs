@@ -82,7 +82,7 @@ fn a_step_updates_everything_in_place() {
     let updates = optimizer("adam").updates(&gradients, &params).unwrap();
     let step = graph.compile_with(&[&loss], &updates, Device::Cpu).unwrap();
     // The loss has a buffer of its own; the counter, two parameters and four moments keep theirs.
-    let aliases = step.executable().program().result_aliases();
+    let aliases = step.executable().result_aliases();
     assert_eq!(aliases.len(), 8);
     let own = aliases.iter().filter(|a| a.is_none()).count();
     assert!(own <= 2, "{aliases:?}\n{}", aether_ir::print_module(step.module()));

@@ -29,10 +29,10 @@ pub fn module_runner(
     check: std::rc::Rc<std::cell::Cell<bool>>,
 ) -> Result<Runner, Error> {
     let exe = Arc::new(Executable::compile(module, &Files::new(), &opts)?);
-    if let [step, ..] = exe.program().by_reference() {
+    if let [step, ..] = exe.by_reference() {
         return Err(format!("no kernel for {step}").into());
     }
-    let results = exe.program().results().len();
+    let results = exe.results().len();
     let mut session = Session::new(exe)?;
     let mut buffers = Vec::new();
     for (shape, values) in inputs {

@@ -178,9 +178,9 @@ impl Build {
         let _ = write!(
             wgsl,
             "@compute @workgroup_size({WORKGROUP})\n\
-             fn main(@builtin(workgroup_id) at: vec3<u32>, @builtin(num_workgroups) of: vec3<u32>, \
+             fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, \
              @builtin(local_invocation_index) lane: u32) {{\n    \
-             let group = at.x + at.y * of.x;\n    let unit = group * {WORKGROUP}u + lane;\n{}}}\n",
+             let group = workgroup.x + workgroup.y * groups.x;\n    let unit = group * {WORKGROUP}u + lane;\n{}}}\n",
             self.body
         );
         let shader = Shader {

@@ -69,17 +69,17 @@ fn gather(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
         build.line(format!("for (var j = 0u; j < {per}u; j++) {{"));
         build.line("let e = first + j;");
         build.line("if e >= count { break; }");
-        build.line(format!("let from = {from};"));
-        let bits = text::load_bits(&source, "from", dtype);
+        build.line(format!("let begin = {from};"));
+        let bits = text::load_bits(&source, "begin", dtype);
         build.line(format!("word |= {bits} << (j * {}u);", 32 / per));
         build.line("}");
         build.line(format!("{target}[unit] = word;"));
     } else {
         build.line("let e = first;");
-        build.line(format!("let from = {from};"));
+        build.line(format!("let begin = {from};"));
         for word in 0..words(dtype) {
             let n = words(dtype);
-            build.line(format!("{target}[e * {n}u + {word}u] = {source}[from * {n}u + {word}u];"));
+            build.line(format!("{target}[e * {n}u + {word}u] = {source}[begin * {n}u + {word}u];"));
         }
     }
     build.finish(lower, site, out.numel(), WORKGROUP * per as u32)

@@ -45,7 +45,7 @@ fn lower_body(lower: &mut Lower, site: &Site, func: &Func) -> Result<(), Compile
     if let Some(ty) = types.clone().find(|ty| text::value_type(ty.dtype).is_none()) {
         return site.unsupported(format!("WGSL has no elements of {ty}"));
     }
-    let mut body = Body { lower, site, func, fusion: &fusion, build: Build::new("map") };
+    let body = Body { lower, site, func, fusion: &fusion, build: Build::new("map") };
     match &fusion.reduced {
         None => body.map(),
         Some(_) => body.reduce(),
@@ -182,7 +182,8 @@ impl Body<'_, '_, '_> {
         }
         self.build.line(format!("var rest = {e};"));
         for (axis, d) in shape.0.iter().enumerate().rev() {
-            let d = self.lower.dim(d);
+            // Nothing has an element there, but a shader must not divide by zero.
+            let d = if d.is(0) { "1u".to_owned() } else { self.lower.dim(d) };
             if axis == 0 {
                 self.build.line("let i0 = rest;");
             } else {

@@ -11,6 +11,7 @@ mod ops;
 mod order;
 mod index;
 mod random;
+mod reduce;
 mod softmax;
 pub mod text;
 mod window;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use aether_ir::plan::{FuncPlan, MemoryPlan, Storage};
+use aether_ir::fusion;
 use aether_ir::{ConstSource, Dim, Func, Inst, Module, Op, Symbol, TensorType, ValueId};
 use indexmap::IndexSet;
 
@@ -27,7 +29,7 @@ use crate::constants::{self, Constant};
 use crate::error::CompileError;
 use crate::kernel::{MAX_SYMBOLS, Shader};
 use crate::program::{Binding, Buffer, GpuProgram, Step, buffer_bytes};
-use build::{Build, WORKGROUP, Words};
+
 
 /// Deepest nesting of calls.
 const MAX_CALL_DEPTH: usize = 64;
@@ -331,6 +333,9 @@ impl<'a> Lower<'a> {
         let inputs: Vec<View> = inst.inputs().map(|v| self.view(f, v)).collect::<Result<_, _>>()?;
         let outputs: Vec<View> =
             inst.results.iter().map(|&v| self.view(f, v)).collect::<Result<_, _>>()?;
+        if !outputs.is_empty() && outputs.iter().all(|v| v.dims().iter().any(|d| d.is(0))) {
+            return Ok(());
+        }
         let scratch = f.plan.temporary(index).map(|t| Binding {
             buffer: Buffer::Frame,
             offset: frame + t.offset,
@@ -349,7 +354,12 @@ impl<'a> Lower<'a> {
                 let body = module.funcs.get(&name).ok_or(CompileError::NoFunction(name))?;
                 loops::lower(self, &site, body)
             }
-            op if aether_ir::fusion::Role::of(op).is_some() => loops::single(self, &site),
+            Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin
+                if fusion::reduced_axes(inst, &site.inputs[0].ty.shape).is_none() =>
+            {
+                reduce::lower(self, &site)
+            }
+            op if fusion::Role::of(op).is_some() => loops::single(self, &site),
             Op::Transpose | Op::Slice | Op::Concat | Op::Pad | Op::Flip => {
                 movement::lower(self, &site)
             }

@@ -1,6 +1,6 @@
 //! Ops that move elements and compute nothing: the bits of each result element come from one place.
 
-use aether_ir::{DType, Dim, Op, Shape};
+use aether_ir::{Dim, Op, Shape};
 
 use super::build::{Build, WORKGROUP, words};
 use super::{Lower, Site, View, text};
@@ -99,7 +99,13 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
         }
         Op::Pad => {
             let low = ints("low");
-            let value = constant_words(attrs.float("value", 0.0), out.ty.dtype);
+            let value = match attrs.get("value") {
+                Some(&aether_ir::Attr::Int(n)) if out.ty.dtype.is_int() => {
+                    aether_ir::Tensor::from_i64(out.ty.dtype, &[1], &[n])
+                }
+                _ => aether_ir::Tensor::splat(out.ty.dtype, &[1], attrs.float("value", 0.0)),
+            };
+            let value = value.ok().map(|value| constant_words(&value));
             let Some(value) = value else {
                 return site.unsupported(format!("padding of {}", out.ty));
             };
@@ -186,16 +192,14 @@ pub fn row_major(lower: &Lower, shape: &Shape, places: &[String]) -> String {
     if terms.is_empty() { "0u".to_owned() } else { terms.join(" + ") }
 }
 
-/// The words of a number as an element of a type.
-fn constant_words(value: f64, dtype: DType) -> Option<Vec<String>> {
-    let tensor = aether_ir::Tensor::splat(dtype, &[1], value).ok()?;
-    let bytes: &[u8] = tensor.bytes();
-    let words = bytes.chunks(4).map(|chunk| {
+/// The words of a single element.
+fn constant_words(value: &aether_ir::Tensor) -> Vec<String> {
+    let words = value.bytes().chunks(4).map(|chunk| {
         let mut word = [0; 4];
         word[..chunk.len()].copy_from_slice(chunk);
         format!("{}u", u32::from_le_bytes(word))
     });
-    Some(words.collect())
+    words.collect()
 }
 
 /// Computes `bits0` (and `bits1`) of every element of a result, each word by one invocation.

@@ -54,7 +54,17 @@ pub fn element(inst: &Inst, args: &[String], from: DType, to: DType) -> Option<S
         Op::Max => format!("max({a}, {b})"),
         Op::Min => format!("min({a}, {b})"),
         Op::Eq => format!("({a} == {b})"),
-        Op::Ne => format!("({a} != {b})"),
+        // Not equal is true of NaN, which WGSL's own operator may say is false.
+        Op::Ne => format!("(!({a} == {b}))"),
+        Op::Lt | Op::Le | Op::Gt | Op::Ge if kind == "bool" => {
+            let sign = match inst.op {
+                Op::Lt => "<",
+                Op::Le => "<=",
+                Op::Gt => ">",
+                _ => ">=",
+            };
+            format!("(u32({a}) {sign} u32({b}))")
+        }
         Op::Lt => format!("({a} < {b})"),
         Op::Le => format!("({a} <= {b})"),
         Op::Gt => format!("({a} > {b})"),
@@ -104,6 +114,17 @@ fn cast(a: &str, from: DType, to: DType) -> Option<String> {
     Some(rounded(&text, to))
 }
 
+/// The least and the greatest number of an integer type.
+fn range(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::I8 => (i8::MIN.into(), i8::MAX.into()),
+        DType::I16 => (i16::MIN.into(), i16::MAX.into()),
+        DType::I32 => (i32::MIN.into(), i32::MAX.into()),
+        DType::U8 => (0.0, u8::MAX.into()),
+        _ => (0.0, u32::MAX.into()),
+    }
+}
+
 /// Start, step and end of a reduction.
 pub struct Reduction {
     /// The accumulator before the first element.
@@ -123,10 +144,8 @@ impl Reduction {
             (Op::ReduceProd, _) => format!("{kind}(1)"),
             (Op::ReduceMax, "f32") => infinity(-1.0),
             (Op::ReduceMin, "f32") => infinity(1.0),
-            (Op::ReduceMax, "i32") => number(f64::from(i32::MIN), DType::I32),
-            (Op::ReduceMin, "i32") => number(f64::from(i32::MAX), DType::I32),
-            (Op::ReduceMax, _) => "0u".to_owned(),
-            (Op::ReduceMin, _) => "4294967295u".to_owned(),
+            (Op::ReduceMax, _) => number(range(dtype).0, dtype),
+            (Op::ReduceMin, _) => number(range(dtype).1, dtype),
             _ => return None,
         };
         Some(Reduction { start, dtype, op })

@@ -172,11 +172,13 @@ fn erf(v: f32) -> f32 {
     let r = 1.0 - p * exp(-min(x * x, 80.0));
     return select(r, -r, v < 0.0);
 }
-fn gelu(v: f32) -> f32 { return 0.5 * v * (1.0 + erf(v * 0.70710677)); }
+// Far down all three are 0; minus infinity times 0 would be no number.
+fn gelu(v: f32) -> f32 { if v < -40.0 { return -0.0; } return 0.5 * v * (1.0 + erf(v * 0.70710677)); }
 fn gelu_tanh(v: f32) -> f32 {
+    if v < -40.0 { return -0.0; }
     return 0.5 * v * (1.0 + tanh_all(0.7978846 * (v + 0.044715 * v * v * v)));
 }
-fn silu(v: f32) -> f32 { return v / (1.0 + exp(-v)); }
+fn silu(v: f32) -> f32 { if v < -100.0 { return -0.0; } return v / (1.0 + exp(-v)); }
 fn sin_all(v: f32) -> f32 { let r = turn(v); return sin(r); }
 fn cos_all(v: f32) -> f32 { let r = turn(v); return cos(r); }
 // The angle within half a turn: hardware sines lose precision beyond.

@@ -88,12 +88,12 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
             let Some(per_group) = w.dims()[0].exact_div(&Dim::new(groups)) else {
                 return site.unsupported("groups that do not divide the channels");
             };
-            build.line(format!("let from = (i1 / {}) * {own};", lower.dim(&per_group)));
+            build.line(format!("let begin = (i1 / {}) * {own};", lower.dim(&per_group)));
             build.line("var sum = 0.0;");
             let taps_in_kernel: i64 = sizes.iter().product();
             build.line(format!("for (var c = 0u; c < {own}; c++) {{"));
             build.line(format!(
-                "let image = (i0 * {} + from + c) * {plane}; \
+                "let image = (i0 * {} + begin + c) * {plane}; \
                  let kernel = (i1 * {own} + c) * {taps_in_kernel}u;",
                 lower.dim(&x.dims()[1])
             ));

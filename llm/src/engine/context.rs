@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, check_memory};
+use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, State, check_memory};
 
 use super::interface::FIXED;
 use super::{EngineError, Model};
@@ -14,7 +14,7 @@ use super::{EngineError, Model};
 pub struct Context {
     model: Arc<Model>,
     session: Session,
-    caches: Vec<AlignedBytes>,
+    caches: Vec<State>,
     args: ArgBuffer,
     tokens: AlignedBytes,
     rows: AlignedBytes,
@@ -38,9 +38,11 @@ impl Context {
         let what = format!("the cache for a context of {} tokens", bounds.context);
         check_memory(&what, model.cache_bytes() as u64)?;
         let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
+        let caches = (0..bounds.caches.len()).map(|i| session.state(FIXED + i));
+        let caches = caches.collect::<Result<Vec<_>, _>>()?;
         Ok(Context {
             session,
-            caches: bounds.caches.iter().map(|(_, bytes)| AlignedBytes::zeroed(*bytes)).collect(),
+            caches,
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
             tokens: AlignedBytes::zeroed(bounds.batch * 4),
             rows: AlignedBytes::zeroed(bounds.rows.min(bounds.batch) * 4),
@@ -113,7 +115,7 @@ impl Context {
             self.caches
                 .iter_mut()
                 .zip(shapes)
-                .map(|(cache, shape)| Arg { shape, data: ArgData::Write(cache.as_mut_slice()) }),
+                .map(|(cache, shape)| Arg { shape, data: ArgData::State(cache) }),
         );
         let outcome = self.session.run(&mut args);
         self.args.restore(args);

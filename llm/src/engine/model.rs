@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aether_ir::{ConstData, Module};
+use aether_runtime::gpu::Gpu;
 use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool};
 
 use super::EngineError;
@@ -36,6 +37,8 @@ pub struct LoadOptions {
     /// Runs this module, an edited one of the same file, in place of the one that the file gives.
     /// Constants in a file of the model's name are taken from the model.
     pub ir: Option<Module>,
+    /// The GPU to run on; the CPU when `None`.
+    pub gpu: Option<Arc<Gpu>>,
 }
 
 impl Default for LoadOptions {
@@ -49,6 +52,7 @@ impl Default for LoadOptions {
             pipeline: None,
             verify: cfg!(debug_assertions),
             ir: None,
+            gpu: None,
         }
     }
 }
@@ -127,6 +131,7 @@ impl Model {
             isa: options.isa,
             pipeline: options.pipeline.clone(),
             verify: options.verify,
+            gpu: options.gpu.clone(),
         };
         // Both read the file from end to end and neither needs the other.
         let (tokenizer, executable) = std::thread::scope(|scope| {
@@ -144,7 +149,7 @@ impl Model {
         let executable = executable?;
         let path = gguf.path().to_owned();
         let tokenizer = tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
-        let aliases = executable.program().result_aliases();
+        let aliases = executable.result_aliases();
         if let Some(i) = (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(FIXED + i)) {
             return Err(EngineError::Interface(format!(
                 "cache {i} should be donated on its way to the result"

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use aether_codegen_cpu::{AlignedBytes, Arg, ArgData};
+use aether_codegen_cpu::AlignedBytes;
 use aether_ir::tensor::ConcreteType;
 use aether_ir::{Module, TensorType, ValueId};
 
 use super::builder::Leaf;
 use super::module::{Cut, cut};
 use super::{Array, Graph, GraphError, Tensor};
-use crate::{Executable, Files, Options, Pool, RuntimeError, Session, default_threads};
+use crate::{Arg, ArgData, Executable, Files, Options, Pool, RuntimeError, Session, default_threads};
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -175,7 +175,7 @@ impl Compiled {
     pub fn run(&mut self, inputs: &[(&str, &Array)]) -> Result<Vec<Array>, GraphError> {
         let Compiled { session, leaves, n_outputs, updated } = self;
         let executable = session.executable().clone();
-        let program = executable.program();
+        let program = &*executable;
         let given = given(leaves, program.params(), inputs)?;
         // Leaves are in the order of the graph, so runs that share parameters cannot wait for each
         // other in a circle.

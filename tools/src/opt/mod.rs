@@ -57,6 +57,7 @@ impl Device for CpuDevice {
             isa: Some(self.isa),
             pipeline: Some(String::new()),
             verify: true,
+            ..aether_runtime::Options::default()
         };
         let files = aether_runtime::Files::new();
         let executable = aether_runtime::Executable::compile(module.clone(), &files, &options)?;

@@ -153,7 +153,7 @@ fn setup(model: &Arc<Model>, path: &Path) -> Setup {
     Setup {
         build_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu_info: cpu_name(),
-        backends: format!("CPU {}", model.executable().isa()),
+        backends: model.executable().backend(),
         model_filename: path.to_string_lossy().into_owned(),
         model_type: format!("{} {name}", text("general.architecture")),
         model_size: gguf.tensors().iter().map(|t| t.bytes).sum(),

@@ -1,0 +1,4 @@
+//! The GPU against the reference interpreter and the CPU, on whatever Vulkan driver there is.
+
+mod ops;
+mod support;

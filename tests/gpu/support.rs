@@ -1,0 +1,95 @@
+//! A device for all tests, and modules of one op.
+
+use std::sync::{Arc, OnceLock};
+
+use aether_ir::{
+    Attrs, DType, FuncBuilder, Interpreter, Module, Op, Tensor, TensorType, ValueId,
+};
+use aether_runtime::gpu::{Gpu, GpuOptions};
+use aether_runtime::{Executable, Files, Options, RuntimeError, run_executable};
+
+/// The device.
+pub fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| Gpu::open(&GpuOptions::default()).unwrap_or_else(|e| panic!("{e}"))).clone()
+}
+
+/// `@main` with one parameter for each operand and nothing but the op.
+pub fn module(op: Op, attrs: &Attrs, operands: &[Tensor], declared: &[TensorType]) -> Module {
+    let mut f = FuncBuilder::new("main");
+    let params: Vec<ValueId> = operands
+        .iter()
+        .enumerate()
+        .map(|(i, x)| f.param(&format!("p{i}"), x.ty().to_type()))
+        .collect();
+    let results = f.op_multi(op, &params, attrs.clone(), declared);
+    let results = results.unwrap_or_else(|e| panic!("{op} {attrs:?}: {e}"));
+    let mut module = Module::new("m");
+    module.add_func(f.finish(&results));
+    module
+}
+
+/// Compiles for the device.
+pub fn compile(module: &Module, pipeline: &str) -> Result<Arc<Executable>, RuntimeError> {
+    let opts = Options {
+        pipeline: Some(pipeline.to_owned()),
+        verify: true,
+        gpu: Some(gpu()),
+        ..Options::default()
+    };
+    Executable::compile(module.clone(), &Files::new(), &opts).map(Arc::new)
+}
+
+/// The distance allowed, relative to the greatest magnitude: Vulkan lets functions such as `exp`
+/// be off by some units in the last place, and sums come in another order.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-9),
+        DType::Bf16 => 2f64.powi(-6),
+        _ => 1e-5,
+    }
+}
+
+/// Why two tensors differ.
+pub fn difference(got: &Tensor, want: &Tensor) -> Option<String> {
+    if got.ty() != want.ty() {
+        return Some(format!("the type is {}, expected {}", got.ty(), want.ty()));
+    }
+    if !want.dtype().is_float() {
+        return (got.bytes()[..] != want.bytes()[..]).then(|| {
+            let (g, w) = (got.to_i64_vec().unwrap(), want.to_i64_vec().unwrap());
+            let at = g.iter().zip(&w).position(|(g, w)| g != w).unwrap_or(0);
+            format!("element {at} is {}, expected {}", g[at], w[at])
+        });
+    }
+    let (got_values, want_values) = (got.to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
+    let finite = want_values.iter().filter(|v| v.is_finite());
+    let scale = finite.fold(1.0, |m: f64, v| m.max(v.abs()));
+    for (i, (g, w)) in got_values.iter().zip(&want_values).enumerate() {
+        let same = g == w || (g.is_nan() && w.is_nan());
+        let close = (g - w).abs() <= tolerance(want.dtype()) * scale;
+        if !same && !close {
+            return Some(format!("element {i} is {g:e}, expected {w:e}"));
+        }
+    }
+    None
+}
+
+/// What keeps an op from agreeing with its meaning; `Err` when it cannot be compiled.
+pub fn check(
+    op: Op,
+    attrs: &Attrs,
+    operands: &[Tensor],
+    declared: &[TensorType],
+) -> Result<Option<String>, RuntimeError> {
+    let module = module(op, attrs, operands, declared);
+    let want = Interpreter::new(&module).run("main", operands.to_vec());
+    let exe = compile(&module, "")?;
+    let got = run_executable(&exe, operands.to_vec());
+    Ok(match (got, want) {
+        (Ok(got), Ok(want)) => got.iter().zip(&want).find_map(|(g, w)| difference(g, w)),
+        (Err(_), Err(_)) => None,
+        (Ok(_), Err(e)) => Some(format!("it runs, but the interpreter says: {e}")),
+        (Err(e), Ok(_)) => Some(format!("{e}")),
+    })
+}
