@@ -35,8 +35,7 @@ impl Target for GpuTarget {
         let f32_left = operands.first().is_some_and(|x| x.dtype == DType::F32 && x.rank() == 2);
         // Fusion may run before or after layout: a quantised weight of known shape will be in
         // planes.
-        let planes =
-            |w: &&TensorType| !w.dtype.planes().is_empty() && w.shape.as_const().is_some();
+        let planes = |w: &&TensorType| !w.dtype.planes().is_empty() && w.shape.as_const().is_some();
         let dense = |w: &&TensorType| {
             w.rank() == 2 && matches!(w.dtype, DType::F32 | DType::F16 | DType::Bf16)
         };

@@ -23,7 +23,7 @@ pub fn validate(shader: &Shader) -> Result<(), CompileError> {
         capabilities |= Capabilities::COOPERATIVE_MATRIX;
     }
     let module = naga::front::wgsl::parse_str(&shader.wgsl)
-.map_err(|e| failed(e.emit_to_string(&shader.wgsl)))?;
+        .map_err(|e| failed(e.emit_to_string(&shader.wgsl)))?;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator.validate(&module).map_err(|e| failed(e.emit_to_string(&shader.wgsl)))?;
     Ok(())

@@ -160,6 +160,21 @@ impl Dim {
         }
     }
 
+    /// The dimension with a symbol replaced by a number.
+    #[must_use]
+    pub fn with(&self, name: &str, value: u64) -> Dim {
+        let mut terms: BTreeMap<Vec<Symbol>, i64> = BTreeMap::new();
+        for (symbols, coefficient) in self.terms() {
+            let (known, left): (Vec<Symbol>, Vec<Symbol>) =
+                symbols.into_iter().partition(|s| &**s == name);
+            let power = i64::try_from(value).unwrap_or(i64::MAX);
+            let coefficient = known.iter().fold(coefficient, |c, _| c.saturating_mul(power));
+            let sum = terms.entry(left).or_default();
+            *sum = sum.saturating_add(coefficient);
+        }
+        Dim::from_terms(terms)
+    }
+
     /// The exact quotient, when `other` is a number that divides every coefficient, or when both
     /// sides are equal.
     pub fn exact_div(&self, other: &Dim) -> Option<Dim> {
@@ -349,6 +364,15 @@ impl<'de> Deserialize<'de> for Dim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn symbols_become_numbers() {
+        let table = [("s", "4"), ("3*s+t", "t+12"), ("s*s-s", "12"), ("s*t", "4*t"), ("7", "7")];
+        for (text, want) in table {
+            let dim: Dim = text.parse().unwrap();
+            assert_eq!(dim.with("s", 4), want.parse().unwrap(), "{text}");
+        }
+    }
 
     #[test]
     fn canonical_form_decides_equality() {

@@ -17,6 +17,7 @@ pub mod pass;
 pub mod plan;
 pub mod plan_check;
 pub mod simplify;
+mod specialise;
 pub mod util;
 
 pub use manager::{
@@ -25,3 +26,4 @@ pub use manager::{
 };
 pub use pass::{OptionKind, OptionSpec, Options, Pass, PassCtx, PassError, PassStats, Rule};
 pub use plan::{PlanError, plan};
+pub use specialise::specialise;

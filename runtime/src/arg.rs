@@ -2,8 +2,8 @@
 
 use aether_codegen_cpu::AlignedBytes;
 
-use crate::gpu::GpuError;
 use crate::gpu::DeviceState;
+use crate::gpu::GpuError;
 
 /// An argument: its shape, and where its bytes are.
 pub struct Arg<'a> {

@@ -21,8 +21,7 @@ pub(crate) fn bind<'a>(
     // Ranges begin at 0 or more, so that this marks what is not bound yet.
     values.fill(usize::MAX);
     for (index, (shape, ty)) in shapes.clone().zip(params).enumerate() {
-        let mismatch =
-            || ArgError::ArgShape { index, expected: ty.clone(), found: shape.to_vec() };
+        let mismatch = || ArgError::ArgShape { index, expected: ty.clone(), found: shape.to_vec() };
         if shape.len() != ty.rank() {
             return Err(mismatch());
         }
@@ -50,11 +49,7 @@ pub(crate) fn bind<'a>(
             .zip(&ty.shape.0)
             .all(|(&n, dim)| dim.eval(|name| value_of(symbols, values, name)) == Some(n as u64));
         if !fits {
-            return Err(ArgError::ArgShape {
-                index,
-                expected: ty.clone(),
-                found: shape.to_vec(),
-            });
+            return Err(ArgError::ArgShape { index, expected: ty.clone(), found: shape.to_vec() });
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ mod tensors;
 
 pub use aether_codegen_cpu::pool::{Pool, PoolError};
 pub use aether_codegen_cpu::{AlignedBytes, Isa};
+pub use aether_passes::specialise;
 pub use arg::{Arg, ArgData, State};
 pub use error::{RunError, RuntimeError};
 pub use executable::{DEFAULT_PIPELINE, Executable, Options, Prepared, default_threads};

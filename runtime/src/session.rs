@@ -45,7 +45,7 @@ impl Session {
         pool: Arc<Pool>,
     ) -> Result<Session, RuntimeError> {
         let memory = match executable.code() {
-            Code::Gpu(gpu) => Memory::Gpu(GpuSession::new(gpu.clone())?),
+            Code::Gpu(gpu) => Memory::Gpu(GpuSession::new(gpu.clone(), None)?),
             Code::Cpu { program, .. } => {
                 let symbols = &executable.module().symbols;
                 let results = program.results().iter().zip(program.result_aliases());
@@ -60,6 +60,27 @@ impl Session {
             }
         };
         Ok(Session { memory, executable, pool })
+    }
+
+    /// As [`Session::with_pool`] for another executable of the same parameters, whose states are
+    /// those of this session.
+    ///
+    /// # Errors
+    /// As [`Session::new`], or when the two run on different devices.
+    pub fn sibling(&self, executable: Arc<Executable>) -> Result<Session, RuntimeError> {
+        match (executable.code(), &self.memory) {
+            (Code::Gpu(gpu), Memory::Gpu(own))
+                if Arc::ptr_eq(gpu.gpu(), own.executable().gpu()) =>
+            {
+                let memory = Memory::Gpu(GpuSession::new(gpu.clone(), Some(own))?);
+                Ok(Session { memory, executable, pool: self.pool.clone() })
+            }
+            // States of the host belong to nobody.
+            (Code::Cpu { .. }, Memory::Cpu { .. }) => {
+                Session::with_pool(executable, self.pool.clone())
+            }
+            _ => Err(GpuError::ForeignState.into()),
+        }
     }
 
     /// What is run.

@@ -1,6 +1,7 @@
 //! The command line of Aether: what `aether`, `aetherc` and `aether-opt` share.
 
 pub mod cmd;
+pub mod device;
 pub mod dot;
 pub mod exit;
 pub mod fusion;

@@ -21,7 +21,10 @@ struct Around {
 }
 
 fn around(lower: &Lower, table: &View, axis: usize) -> Around {
-    Around { length: lower.dim(&table.dims()[axis]), inner: lower.product(&table.dims()[axis + 1..]) }
+    Around {
+        length: lower.dim(&table.dims()[axis]),
+        inner: lower.product(&table.dims()[axis + 1..]),
+    }
 }
 
 /// `fn pick(i) -> u32`: index `i`, checked.
@@ -111,7 +114,8 @@ fn scatter_add(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     build.line(format!("var sum: {kind} = {start};"));
     build.line(format!("for (var j = 0u; j < {picks}; j++) {{"));
     build.line("if pick(j) == place {");
-    build.line(format!("let u = (before * {picks} + j) * {inner} + e % {inner};", inner = at.inner));
+    build
+        .line(format!("let u = (before * {picks} + j) * {inner} + e % {inner};", inner = at.inner));
     let update = text::load(&added, "u", dtype);
     build.line(format!("sum = sum + {update};"));
     build.line("}");

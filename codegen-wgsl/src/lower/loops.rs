@@ -92,9 +92,8 @@ impl Body<'_, '_, '_> {
                 self.build.line(format!("{buffer}[e] = {bits};"));
             } else {
                 let width = 32 / own;
-                self.build.line(format!(
-                    "word{i}[j / {own}u] |= ({bits}) << ((j % {own}u) * {width}u);"
-                ));
+                self.build
+                    .line(format!("word{i}[j / {own}u] |= ({bits}) << ((j % {own}u) * {width}u);"));
             }
         }
         self.build.line("}");
@@ -244,8 +243,8 @@ impl Body<'_, '_, '_> {
                 };
                 // Axes are counted from the end: the value broadcasts to the space.
                 let axis = axis + self.fusion.space.rank() - ty.rank();
-                let wide = self.fusion.space.0[axis] == ty.shape.0[axis + ty.rank()
-                    - self.fusion.space.rank()];
+                let wide = self.fusion.space.0[axis]
+                    == ty.shape.0[axis + ty.rank() - self.fusion.space.rank()];
                 let place = if wide { format!("i{axis}") } else { "0u".to_owned() };
                 let kind = text::value_type(ty.dtype).unwrap_or("f32");
                 match kind {
@@ -308,7 +307,8 @@ impl Body<'_, '_, '_> {
             }
         }
         // What a group gives is written once.
-        let narrow: Vec<(View, ValueId)> = self.results(|place| matches!(place, Place::Narrow { .. }));
+        let narrow: Vec<(View, ValueId)> =
+            self.results(|place| matches!(place, Place::Narrow { .. }));
         if !narrow.is_empty() {
             self.build.line(if alone { "{" } else { "if lane == 0u {" });
             for (view, v) in narrow {
@@ -446,7 +446,11 @@ impl Body<'_, '_, '_> {
                 true => sum,
                 false => self.build.across(&sum, kind, |a, b| reduction.join(a, b)),
             };
-            self.build.line(format!("let {} = {};", name(*result), reduction.end(&total, "length")));
+            self.build.line(format!(
+                "let {} = {};",
+                name(*result),
+                reduction.end(&total, "length")
+            ));
         }
         Ok(())
     }

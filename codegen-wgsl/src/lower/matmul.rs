@@ -51,12 +51,14 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     };
     build.line(format!("let from_x = ({}) * rows * depth;", lead(x)));
     build.line(format!("let from_w = ({}) * columns * depth;", lead(w)));
-    build.line(format!("let top = (tile / across) * {TILE}u; let left = (tile % across) * {TILE}u;"));
+    build.line(format!(
+        "let top = (tile / across) * {TILE}u; let left = (tile % across) * {TILE}u;"
+    ));
     build.line("let ty = lane / 16u; let tx = lane % 16u;");
     // Padded rows: neighbours in a column lie in different banks.
-    build.globals.push_str(
-        "var<workgroup> xs: array<f32, 1088>;\nvar<workgroup> ws: array<f32, 1088>;\n",
-    );
+    build
+        .globals
+        .push_str("var<workgroup> xs: array<f32, 1088>;\nvar<workgroup> ws: array<f32, 1088>;\n");
     build.line("var sums: array<vec4<f32>, 4>;");
     build.line("for (var at = 0u; at < depth; at += 16u) {");
     build.line("for (var i = 0u; i < 4u; i++) {");

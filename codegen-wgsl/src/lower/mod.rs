@@ -3,15 +3,18 @@
 //! Calls are flattened: a callee's dispatches are prepared once for every call, with the ranges of
 //! that call. Shaders are shared by all calls whose types are equal.
 
+mod attention;
 mod build;
+mod cache;
+mod index;
 mod loops;
 mod matmul;
 mod movement;
 mod ops;
 mod order;
-mod index;
 mod random;
 mod reduce;
+mod rope;
 mod softmax;
 pub mod text;
 mod window;
@@ -19,9 +22,9 @@ mod window;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aether_ir::plan::{FuncPlan, MemoryPlan, Storage};
 use aether_ir::fusion;
-use aether_ir::{ConstSource, Dim, Func, Inst, Module, Op, Symbol, TensorType, ValueId};
+use aether_ir::plan::{FuncPlan, MemoryPlan, Storage};
+use aether_ir::{ConstSource, DType, Dim, Func, Inst, Module, Op, Symbol, TensorType, ValueId};
 use indexmap::IndexSet;
 
 use crate::adapter::Adapter;
@@ -29,7 +32,6 @@ use crate::constants::{self, Constant};
 use crate::error::CompileError;
 use crate::kernel::{MAX_SYMBOLS, Shader};
 use crate::program::{Binding, Buffer, GpuProgram, Step, buffer_bytes};
-
 
 /// Deepest nesting of calls.
 const MAX_CALL_DEPTH: usize = 64;
@@ -217,7 +219,8 @@ impl<'a> Lower<'a> {
         }
         for (i, &value) in func.returns.iter().enumerate() {
             let from = self.view(&f, value)?;
-            let to = Binding { buffer: results[i].buffer, offset: results[i].offset, ..from.binding };
+            let to =
+                Binding { buffer: results[i].buffer, offset: results[i].offset, ..from.binding };
             // A returned value may live elsewhere than where the caller wants it.
             if from.binding != to {
                 let inst = &Inst {
@@ -373,7 +376,10 @@ impl<'a> Lower<'a> {
             Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti => {
                 matmul::lower(self, &site)
             }
-            _ => site.unsupported("there is none yet"),
+            Op::Rope => rope::lower(self, &site),
+            Op::KvAppend => cache::lower(self, &site),
+            Op::Attention => attention::lower(self, &site),
+            _ => site.unsupported("there is none"),
         }
     }
 
@@ -388,6 +394,30 @@ impl<'a> Lower<'a> {
                 message: "a value that is read has no storage in the memory plan".to_owned(),
             })?;
         Ok(View { binding: Binding { buffer, offset, bytes: buffer_bytes(bytes) }, ty })
+    }
+
+    /// The values of an f32 operand that is a constant.
+    pub fn constant_f32(&self, view: &View) -> Result<Option<Vec<f32>>, CompileError> {
+        let Buffer::Constant(index) = view.binding.buffer else { return Ok(None) };
+        let bytes = self.constants[index].load(self.module, self.source)?;
+        let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        Ok((view.ty.dtype == DType::F32).then(|| values.collect()))
+    }
+
+    /// A constant that a kernel needs beside its operands.
+    pub fn table(&mut self, words: &[u32]) -> View {
+        let ty = TensorType::new(DType::U32, [words.len()]);
+        let bytes: Vec<u8> = words.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let same = |c: &Constant| matches!(&c.recipe, constants::Recipe::Bytes(b) if **b == bytes);
+        let known = self.constants.iter().position(same);
+        let size = buffer_bytes(bytes.len() as u64);
+        let index = known.unwrap_or_else(|| {
+            let recipe = constants::Recipe::Bytes(bytes.into());
+            self.constants.push(Constant { ty: ty.clone(), bytes: size, recipe });
+            self.constants.len() - 1
+        });
+        let binding = Binding { buffer: Buffer::Constant(index), offset: 0, bytes: size };
+        View { binding, ty }
     }
 
     /// A dimension as WGSL.

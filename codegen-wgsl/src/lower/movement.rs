@@ -6,38 +6,48 @@ use super::build::{Build, WORKGROUP, words};
 use super::{Lower, Site, View, text};
 use crate::error::CompileError;
 
-/// The whole operand to the result, unless both are the same bytes.
+/// The whole operands to the results, unless they are the same bytes.
 pub fn copy(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     for (from, to) in site.inputs.iter().zip(&site.outputs) {
-        if from.binding == to.binding {
-            continue;
+        if from.binding != to.binding {
+            copy_one(lower, site, from, to)?;
         }
-        let mut build = Build::new("copy");
-        let (source, target) = (build.read(from), build.write(to));
-        // Whole words: the last one may hold bytes of nothing.
-        let bytes = match from.ty.dtype.block_bytes() {
-            size @ (1 | 2) => {
-                build.line(format!("let count = ({} * {size}u + 3u) / 4u;", lower.dim(&from.numel())));
-                &from.numel() * &Dim::new(size as u64)
-            }
-            size if !from.ty.dtype.is_quantized() => {
-                let words = &from.numel() * &Dim::new(size as u64 / 4);
-                build.line(format!("let count = {};", lower.dim(&words)));
-                &words * &Dim::new(4)
-            }
-            _ => match from.ty.bytes(|_| None) {
-                Some(bytes) => {
-                    build.line(format!("let count = {}u;", bytes.div_ceil(4)));
-                    Dim::new(bytes)
-                }
-                None => return site.unsupported(format!("copying {}", from.ty)),
-            },
-        };
-        build.line("if unit >= count { return; }");
-        build.line(format!("{target}[unit] = {source}[unit];"));
-        build.finish(lower, site, bytes, WORKGROUP * 4)?;
     }
     Ok(())
+}
+
+/// One value to another place, word by word.
+pub fn copy_one(
+    lower: &mut Lower,
+    site: &Site,
+    from: &View,
+    to: &View,
+) -> Result<(), CompileError> {
+    let mut build = Build::new("copy");
+    let (source, target) = (build.read(from), build.write(to));
+    // Whole words: the last one may hold bytes of nothing.
+    let bytes = match from.ty.dtype.block_bytes() {
+        size @ (1 | 2) => {
+            let count = lower.dim(&from.numel());
+            build.line(format!("let count = ({count} * {size}u + 3u) / 4u;"));
+            &from.numel() * &Dim::new(size as u64)
+        }
+        size if !from.ty.dtype.is_quantized() => {
+            let words = &from.numel() * &Dim::new(size as u64 / 4);
+            build.line(format!("let count = {};", lower.dim(&words)));
+            &words * &Dim::new(4)
+        }
+        _ => match from.ty.bytes(|_| None) {
+            Some(bytes) => {
+                build.line(format!("let count = {}u;", bytes.div_ceil(4)));
+                Dim::new(bytes)
+            }
+            None => return site.unsupported(format!("copying {}", from.ty)),
+        },
+    };
+    build.line("if unit >= count { return; }");
+    build.line(format!("{target}[unit] = {source}[unit];"));
+    build.finish(lower, site, bytes, WORKGROUP * 4)
 }
 
 /// Transpose, slice, concat, pad, flip.
@@ -113,10 +123,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
             let places: Vec<String> = (0..rank)
                 .map(|i| {
                     let before = low.get(i).copied().unwrap_or(0);
-                    inside.push(format!(
-                        "(i{i} - {before}u) < {}",
-                        lower.dim(&x.dims()[i])
-                    ));
+                    inside.push(format!("(i{i} - {before}u) < {}", lower.dim(&x.dims()[i])));
                     format!("(i{i} - {before}u)")
                 })
                 .collect();
@@ -172,9 +179,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
 fn assign(x: &View, index: &str) -> String {
     let buffer = format!("<{:?}>", x.binding);
     match x.ty.dtype.block_bytes() {
-        8 => format!(
-            "bits0 = {buffer}[({index}) * 2u]; bits1 = {buffer}[({index}) * 2u + 1u];"
-        ),
+        8 => format!("bits0 = {buffer}[({index}) * 2u]; bits1 = {buffer}[({index}) * 2u + 1u];"),
         _ => format!("let at = {index}; bits0 = {};", text::load_bits(&buffer, "at", x.ty.dtype)),
     }
 }

@@ -71,8 +71,10 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
             build.line("values[lane] = best; places[lane] = place;");
             build.line("workgroupBarrier();");
             build.line("for (var half = 128u; half > 0u; half >>= 1u) {");
-            build.line("if lane < half && before(values[lane + half], places[lane + half], \
-                        values[lane], places[lane]) {");
+            build.line(
+                "if lane < half && before(values[lane + half], places[lane + half], \
+                        values[lane], places[lane]) {",
+            );
             build.line("values[lane] = values[lane + half]; places[lane] = places[lane + half];");
             build.line("}");
             build.line("workgroupBarrier();");
@@ -107,7 +109,8 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 Op::TopK => format!("{}u", site.inst.attrs.int("k", 0)),
                 _ => "length".to_owned(),
             };
-            build.line(format!("let g = unit / max(length, 1u); let own = unit % max(length, 1u);"));
+            build
+                .line(format!("let g = unit / max(length, 1u); let own = unit % max(length, 1u);"));
             build.line(format!("if g >= {rows_text} {{ return; }}"));
             build.line(format!("let v = {};", value("own")));
             build.line("var place = 0u;");

@@ -179,13 +179,28 @@ fn gelu_tanh(v: f32) -> f32 {
     return 0.5 * v * (1.0 + tanh_all(0.7978846 * (v + 0.044715 * v * v * v)));
 }
 fn silu(v: f32) -> f32 { if v < -100.0 { return -0.0; } return v / (1.0 + exp(-v)); }
-fn sin_all(v: f32) -> f32 { let r = turn(v); return sin(r); }
-fn cos_all(v: f32) -> f32 { let r = turn(v); return cos(r); }
-// The angle within half a turn: hardware sines lose precision beyond.
+// Sine and cosine of an angle within half a turn and a little more, by polynomials around the
+// nearest quarter: Vulkan lets the hardware's be off by 2^-11.
+fn sin_cos(v: f32) -> vec2<f32> {
+    let q = round(v * 0.63661975);
+    // A quarter in three parts (Cody and Waite), for drivers whose fma rounds twice.
+    let r = ((v - q * 1.5703125) - q * 4.837513e-4) - q * 7.54979e-8;
+    let s = r * r;
+    let sine = r + r * s * (-0.16666667 + s * (0.008333332 + s * (-0.00019840874 + s * 2.7181216e-6)));
+    let cosine = 1.0 - 0.5 * s + s * s * (0.041666646 + s * (-0.0013888397 + s * 0.00002443315));
+    let turn = i32(q) & 3;
+    if turn == 0 { return vec2<f32>(sine, cosine); }
+    if turn == 1 { return vec2<f32>(cosine, -sine); }
+    if turn == 2 { return vec2<f32>(-sine, -cosine); }
+    return vec2<f32>(-cosine, sine);
+}
+// The angle within half a turn.
 fn turn(v: f32) -> f32 {
     let n = round(v * 0.15915494);
-    return fma(n, 1.7484556e-7, fma(n, -6.2831855, v));
+    return ((v - n * 6.28125) - n * 1.9350052e-3) - n * 3.019916e-7;
 }
+fn sin_all(v: f32) -> f32 { return sin_cos(turn(v)).x; }
+fn cos_all(v: f32) -> f32 { return sin_cos(turn(v)).y; }
 fn pow_all(a: f32, b: f32) -> f32 {
     if b == 0.0 || a == 1.0 { return 1.0; }
     if is_nan(a) { return a; }

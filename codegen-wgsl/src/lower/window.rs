@@ -97,10 +97,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                  let kernel = (i1 * {own} + c) * {taps_in_kernel}u;",
                 lower.dim(&x.dims()[1])
             ));
-            let (a, b) = (
-                text::load(&source, "at", dtype),
-                text::load(&weights, "by", w.ty.dtype),
-            );
+            let (a, b) = (text::load(&source, "at", dtype), text::load(&weights, "by", w.ty.dtype));
             taps(
                 &mut build,
                 &[
@@ -134,9 +131,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 &[
                     "let at = base + spot;".to_owned(),
                     format!("let v = {value};"),
-                    format!(
-                        "if !found || {greater} {{ best = v; place = spot; found = true; }}"
-                    ),
+                    format!("if !found || {greater} {{ best = v; place = spot; found = true; }}"),
                 ],
             );
             let places = build.write(&site.outputs[1]);

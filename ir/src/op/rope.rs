@@ -42,11 +42,10 @@ pub fn infer_rope(ctx: &InferCtx) -> Types {
     Ok(vec![x.clone()])
 }
 
-/// Cosine and sine of every pair's angle, magnitude included, at one position.
-///
-/// Public because kernels build their tables with it. `factors` divide the frequencies and may be
-/// empty. The attributes are those of the op.
-pub fn rotations(attrs: &Attrs, factors: &[f64], position: i64) -> Vec<(f64, f64)> {
+/// The angle by which each pair turns from one position to the next, and the magnitude of the
+/// rotated part. `factors` divide the frequencies and may be empty. The attributes are those of
+/// the op.
+pub fn frequencies(attrs: &Attrs, factors: &[f64]) -> (Vec<f64>, f64) {
     let n_dims = attrs.int("n_dims", 0).max(0);
     let theta = attrs.float("theta", 1.0);
     let freq_scale = attrs.float("freq_scale", 1.0);
@@ -65,10 +64,10 @@ pub fn rotations(attrs: &Attrs, factors: &[f64], position: i64) -> Vec<(f64, f64
         let last = pair(attrs.float("beta_slow", 1.0)).ceil();
         ramp = (first.max(0.0), last.min(n_dims as f64 - 1.0));
     }
-    let angle = |i: i64| {
+    let frequency = |i: i64| {
         let factor = usize::try_from(i).ok().and_then(|i| factors.get(i)).unwrap_or(&1.0);
         let exponent = -2.0 * i as f64 / n_dims as f64;
-        let plain = position as f64 * libm::pow(theta, exponent) / factor;
+        let plain = libm::pow(theta, exponent) / factor;
         let scaled = freq_scale * plain;
         if ext_factor == 0.0 {
             return scaled;
@@ -77,10 +76,16 @@ pub fn rotations(attrs: &Attrs, factors: &[f64], position: i64) -> Vec<(f64, f64
         let mix = (1.0 - along.clamp(0.0, 1.0)) * ext_factor;
         scaled * (1.0 - mix) + plain * mix
     };
-    (0..n_dims / 2)
-        .map(angle)
-        .map(|angle| (libm::cos(angle) * magnitude, libm::sin(angle) * magnitude))
-        .collect()
+    ((0..n_dims / 2).map(frequency).collect(), magnitude)
+}
+
+/// Cosine and sine of every pair's angle, magnitude included, at one position.
+///
+/// Public because kernels build their tables with it; the arguments are those of [`frequencies`].
+pub fn rotations(attrs: &Attrs, factors: &[f64], position: i64) -> Vec<(f64, f64)> {
+    let (frequencies, magnitude) = frequencies(attrs, factors);
+    let angles = frequencies.into_iter().map(|f| position as f64 * f);
+    angles.map(|a| (libm::cos(a) * magnitude, libm::sin(a) * magnitude)).collect()
 }
 
 /// Rotated heads; elements from `n_dims` on are kept.

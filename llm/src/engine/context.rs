@@ -14,6 +14,10 @@ use super::{EngineError, Model};
 pub struct Context {
     model: Arc<Model>,
     session: Session,
+    /// For one token, where the model has other code for that.
+    single: Option<Session>,
+    /// Whether the last run was one of `single`.
+    was_single: bool,
     caches: Vec<State>,
     args: ArgBuffer,
     tokens: AlignedBytes,
@@ -40,8 +44,11 @@ impl Context {
         let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
         let caches = (0..bounds.caches.len()).map(|i| session.state(FIXED + i));
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
+        let single = model.single().map(|s| session.sibling(s.clone())).transpose()?;
         Ok(Context {
             session,
+            single,
+            was_single: false,
             caches,
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
             tokens: AlignedBytes::zeroed(bounds.batch * 4),
@@ -117,7 +124,13 @@ impl Context {
                 .zip(shapes)
                 .map(|(cache, shape)| Arg { shape, data: ArgData::State(cache) }),
         );
-        let outcome = self.session.run(&mut args);
+        let one = n_tokens[0] == 1 && n_rows[0] == 1;
+        let session = match self.single.as_mut().filter(|_| one) {
+            Some(single) => single,
+            None => &mut self.session,
+        };
+        let outcome = session.run(&mut args);
+        self.was_single = one && self.single.is_some();
         self.args.restore(args);
         outcome?;
         self.n_past += tokens.len();
@@ -132,7 +145,8 @@ impl Context {
     /// Row `i` of the logits of the last call.
     fn row(&self, i: usize) -> &[f32] {
         let vocab = self.model.interface.vocab;
-        let (logits, _) = self.session.result_f32(0);
+        let session = self.single.as_ref().filter(|_| self.was_single).unwrap_or(&self.session);
+        let (logits, _) = session.result_f32(0);
         logits.get(i * vocab..(i + 1) * vocab).unwrap_or_default()
     }
 

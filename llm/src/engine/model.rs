@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aether_ir::{ConstData, Module};
-use aether_runtime::gpu::Gpu;
-use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool};
+use aether_runtime::gpu::{Gpu, Weights};
+use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool, Prepared, specialise};
 
 use super::EngineError;
 use super::interface::{FIXED, Interface};
@@ -65,6 +65,8 @@ pub struct Model {
     module: Module,
     pub(super) interface: Interface,
     executable: Arc<Executable>,
+    /// The same for one token and one row, where that is other code.
+    single: Option<Arc<Executable>>,
     pool: Arc<Pool>,
     load_time: Duration,
 }
@@ -138,7 +140,7 @@ impl Model {
             let tokenizer = std::thread::Builder::new()
                 .name("aether-tokenizer".to_owned())
                 .spawn_scoped(scope, || Tokenizer::from_gguf(&gguf));
-            let executable = Executable::compile(module.clone(), &files, &compile);
+            let executable = compiled(&module, &files, &compile);
             let tokenizer = match tokenizer.map(|thread| thread.join()) {
                 Ok(Ok(tokenizer)) => tokenizer,
                 // No thread could be had, or it died: here and now then.
@@ -146,7 +148,7 @@ impl Model {
             };
             (tokenizer, executable)
         });
-        let executable = executable?;
+        let (executable, single) = executable?;
         let path = gguf.path().to_owned();
         let tokenizer = tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
         let aliases = executable.result_aliases();
@@ -166,6 +168,7 @@ impl Model {
             module,
             interface,
             executable,
+            single,
             pool,
             load_time,
         }))
@@ -199,6 +202,11 @@ impl Model {
     /// What runs.
     pub fn executable(&self) -> &Arc<Executable> {
         &self.executable
+    }
+
+    /// What runs for one token and one row, where that is other code than for more.
+    pub fn single(&self) -> Option<&Arc<Executable>> {
+        self.single.as_ref()
     }
 
     /// The workers, which all contexts share.
@@ -235,6 +243,31 @@ impl Model {
     pub fn load_time(&self) -> Duration {
         self.load_time
     }
+}
+
+/// The module, compiled, and on a GPU a second time for one token: there code is made for sizes.
+fn compiled(
+    module: &Module,
+    files: &Files,
+    options: &Options,
+) -> Result<(Executable, Option<Arc<Executable>>), EngineError> {
+    let weights = Weights::default();
+    let executable =
+        Prepared::new(module.clone(), files, options)?.load_sharing(files, &weights)?;
+    if options.gpu.is_none() {
+        return Ok((executable, None));
+    }
+    let mut single = module.clone();
+    let symbols: Vec<Arc<str>> = executable
+        .params()
+        .iter()
+        .take(FIXED)
+        .flat_map(|ty| ty.shape.0.iter().flat_map(aether_ir::Dim::symbols))
+        .collect();
+    let ones: Vec<(&str, u64)> = symbols.iter().map(|s| (&**s, 1)).collect();
+    specialise(&mut single, &ones);
+    let single = Prepared::new(single, files, options)?.load_sharing(files, &weights)?;
+    Ok((executable, Some(Arc::new(single))))
 }
 
 /// Serves the module's constants from the model's map.

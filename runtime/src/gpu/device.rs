@@ -172,10 +172,8 @@ impl Gpu {
             name: info.name.clone(),
             message: "the driver does not answer".to_owned(),
         })?;
-        let (device, queue) = opened.map_err(|e| GpuError::Open {
-            name: info.name.clone(),
-            message: e.to_string(),
-        })?;
+        let (device, queue) = opened
+            .map_err(|e| GpuError::Open { name: info.name.clone(), message: e.to_string() })?;
         let faults = Arc::new(Faults::default());
         let at = faults.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| at.record(e.to_string())));
@@ -186,10 +184,8 @@ impl Gpu {
                 at.record(format!("the device was lost: {message}"));
             }
         });
-        let cache = features
-            .contains(F::PIPELINE_CACHE)
-            .then(|| DiskCache::open(&device, &info))
-            .flatten();
+        let cache =
+            features.contains(F::PIPELINE_CACHE).then(|| DiskCache::open(&device, &info)).flatten();
         let adapter = Adapter {
             f16,
             subgroup: subgroup.then_some(lanes.0),
@@ -201,8 +197,7 @@ impl Gpu {
             storage_buffers: limits.max_storage_buffers_per_shader_stage,
         };
         tracing::debug!(name = info.name, ?adapter, "opened a GPU");
-        let timestamps = features
-            .contains(F::TIMESTAMP_QUERY | F::TIMESTAMP_QUERY_INSIDE_PASSES);
+        let timestamps = features.contains(F::TIMESTAMP_QUERY | F::TIMESTAMP_QUERY_INSIDE_PASSES);
         Ok(Arc::new(Gpu {
             device,
             queue,
@@ -321,10 +316,8 @@ impl Gpu {
                 message: "it needs what this GPU has not".to_owned(),
             });
         }
-        let failed = |e: wgpu::Error| GpuError::Shader {
-            name: shader.name,
-            message: e.to_string(),
-        };
+        let failed =
+            |e: wgpu::Error| GpuError::Shader { name: shader.name, message: e.to_string() };
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(shader.name),
@@ -365,12 +358,11 @@ impl Gpu {
             label: Some(shader.name),
             entries: &entries,
         });
-        let pipeline_layout =
-            self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(shader.name),
-                bind_group_layouts: &[Some(&layout)],
-                immediate_size: 0,
-            });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(shader.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(shader.name),
             layout: Some(&pipeline_layout),

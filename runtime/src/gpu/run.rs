@@ -42,24 +42,34 @@ pub struct GpuSession {
 }
 
 impl GpuSession {
-    /// Buffers for runs.
+    /// Buffers for runs. Donated parameters of the same index and type share those of `other`.
     ///
     /// # Errors
     /// When the device has no memory left.
-    pub fn new(executable: Arc<GpuExecutable>) -> Result<GpuSession, RuntimeError> {
+    pub fn new(
+        executable: Arc<GpuExecutable>,
+        other: Option<&GpuSession>,
+    ) -> Result<GpuSession, RuntimeError> {
         use wgpu::BufferUsages as U;
         let gpu = executable.gpu.clone();
         let program = &executable.program;
         let size = |ty: &TensorType| buffer_bytes(ty.max_bytes(&program.symbols).unwrap_or(0));
         let frame = gpu.storage("arena", program.frame_bytes)?;
-        let uniform =
-            gpu.buffer("symbols", MAX_SYMBOLS as u64 * 4, U::UNIFORM | U::COPY_DST)?;
+        let uniform = gpu.buffer("symbols", MAX_SYMBOLS as u64 * 4, U::UNIFORM | U::COPY_DST)?;
         let status = gpu.storage("status", STATUS)?;
         let params = program
             .params
             .iter()
             .enumerate()
-            .map(|(i, ty)| gpu.storage(&format!("argument {i}"), size(ty)))
+            .map(|(i, ty)| {
+                let given = program.result_aliases.contains(&Some(i));
+                let shared =
+                    other.filter(|o| given && o.executable.program.params.get(i) == Some(ty));
+                match shared {
+                    Some(other) => Ok(other.params[i].clone()),
+                    None => gpu.storage(&format!("argument {i}"), size(ty)),
+                }
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut results = Vec::with_capacity(program.results.len());
         let (mut places, mut host, mut end) = (Vec::new(), Vec::new(), STATUS);
@@ -204,9 +214,8 @@ impl GpuSession {
             let expected = program.params[index]
                 .bytes(|name| value_of(&program.symbols, &self.symbols, name))
                 .unwrap_or(u64::MAX);
-            let wrong = |found: usize| {
-                aether_codegen_cpu::RunError::ArgBytes { index, expected, found }
-            };
+            let wrong =
+                |found: usize| aether_codegen_cpu::RunError::ArgBytes { index, expected, found };
             let bytes: &[u8] = match &arg.data {
                 ArgData::State(State::Device(state)) => {
                     if state.buffer != self.params[index] {
@@ -235,8 +244,7 @@ impl GpuSession {
         encoder.clear_buffer(&self.status, 0, None);
         let value = |name: &str| value_of(&program.symbols, &self.symbols, name);
         {
-            let mut pass =
-                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             let mut last = usize::MAX;
             for (step, group) in program.steps.iter().zip(&self.groups) {
                 let counts = step.groups.each_ref().map(|Groups { count, per }| {
@@ -272,14 +280,10 @@ impl GpuSession {
     /// Takes the status and the results from the mapped staging buffer.
     fn collect(&mut self) -> Result<(), RunError> {
         let program = &self.executable.program;
-        let view = self
-            .staging
-            .get_mapped_range(..)
-            .map_err(|e| GpuError::Device(e.to_string()))?;
+        let view =
+            self.staging.get_mapped_range(..).map_err(|e| GpuError::Device(e.to_string()))?;
         let word = |i: usize| {
-            view.get(i * 4..i * 4 + 4)
-                .and_then(|b| b.try_into().ok())
-                .map_or(0, u32::from_le_bytes)
+            view.get(i * 4..i * 4 + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
         };
         if let Some(text) = Fault::describe(word(0), word(1)) {
             return Err(GpuError::Fault(text).into());

@@ -9,7 +9,9 @@ use aether_ir::{Module, TensorType, ValueId};
 use super::builder::Leaf;
 use super::module::{Cut, cut};
 use super::{Array, Graph, GraphError, Tensor};
-use crate::{Arg, ArgData, Executable, Files, Options, Pool, RuntimeError, Session, default_threads};
+use crate::{
+    Arg, ArgData, Executable, Files, Options, Pool, RuntimeError, Session, default_threads,
+};
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

@@ -13,6 +13,7 @@ use aether_llm::tokenizer::EncodeOptions;
 use anyhow::bail;
 use clap::Args;
 
+use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::{ModelArg, read_file};
 
@@ -30,6 +31,8 @@ pub struct PerplexityArgs {
     /// Worker threads; 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Sums over scored tokens.
@@ -69,6 +72,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
         context: args.context,
         batch: args.context.min(512),
         threads: args.threads,
+        gpu: args.device.open()?,
         ..LoadOptions::default()
     };
     let model = Model::load(args.model.path()?, &options)?;

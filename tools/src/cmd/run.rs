@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::device::DeviceArgs;
 use crate::source::{ModelArg, read_file};
 use crate::{ir_file, output};
 
@@ -44,6 +45,8 @@ pub struct RunArgs {
     /// Worker threads; 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Temperature; 0 takes the most probable token
     #[arg(long = "temp", value_name = "T", default_value_t = 0.8)]
     pub temperature: f32,
@@ -94,6 +97,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let options = LoadOptions {
         context: args.context,
         threads: args.threads,
+        gpu: args.device.open()?,
         rows: 1,
         pipeline: args.pipeline.clone(),
         ir,

@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use peer::Peer;
 use sample::{Row, Samples, Setup, Test, markdown};
 
+use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::ModelArg;
 
@@ -31,6 +32,8 @@ pub struct BenchArgs {
     /// Worker threads; 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Repetitions of each test
     #[arg(short, long, default_value_t = 5)]
     pub repetitions: usize,
@@ -77,6 +80,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         batch: args.batch.max(1),
         rows: 1,
         threads: args.threads,
+        gpu: args.device.open()?,
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &options)?;
