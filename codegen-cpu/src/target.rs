@@ -54,6 +54,8 @@ impl Target for CpuTarget {
                 f32_left && operands.iter().skip(1).take(1).all(|w| quantized(w) || dense(w))
             }
             Op::MatmulMulti => f32_left,
+            // A norm is a step of its own, which all workers share.
+            Op::NormMatmulMulti | Op::NormMatmulGated | Op::RopeAppend => false,
             _ => true,
         }
     }

@@ -6,6 +6,7 @@ use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
 
 use crate::adapter::Adapter;
+use crate::lower::product;
 
 /// Device memory bytes per second that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 2e12;
@@ -31,6 +32,10 @@ impl Target for GpuTarget {
         if planes { Layout::Planes } else { Layout::RowMajor }
     }
 
+    fn packs_tables(&self) -> bool {
+        true
+    }
+
     fn supports(&self, op: Op, operands: &[&TensorType]) -> bool {
         let f32_left = operands.first().is_some_and(|x| x.dtype == DType::F32 && x.rank() == 2);
         // Fusion may run before or after layout: a quantised weight of known shape will be in
@@ -47,6 +52,24 @@ impl Target for GpuTarget {
                     && operands.iter().skip(1).take(1).all(weight)
             }
             Op::MatmulMulti => f32_left,
+            // Each workgroup norms anew: only for few tokens is that less than a kernel more.
+            Op::NormMatmulMulti | Op::NormMatmulGated => {
+                let few = operands[0].shape.0[..operands[0].rank() - 1]
+                    .iter()
+                    .try_fold(1, |n, d| d.as_const().map(|d| n * d))
+                    .is_some_and(|n| n <= 8);
+                let wide = operands[0].shape.0.last().and_then(aether_ir::Dim::as_const);
+                few && f32_left
+                    && wide.is_some_and(|k| k % 4 == 0)
+                    && operands[1].dtype == DType::F32
+                    && operands.iter().skip(2).all(|w| weight(w) || w.dtype == DType::F32)
+            }
+            // A cache's words are written whole.
+            Op::RopeAppend => operands[..5].iter().all(|ty| {
+                let even =
+                    ty.shape.0.last().is_some_and(|d| d.as_const().is_some_and(|d| d % 4 == 0));
+                even && matches!(ty.dtype, DType::F32 | DType::F16)
+            }),
             _ => true,
         }
     }
@@ -69,7 +92,8 @@ impl Target for GpuTarget {
         let depth = operands.first().and_then(|x| x.shape.0.last()).map_or(1.0, length);
         let flops = match op {
             Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => out * depth,
-            Op::MatmulGated => 2.0 * out * depth,
+            Op::NormMatmulMulti => out * depth,
+            Op::MatmulGated | Op::NormMatmulGated => 2.0 * out * depth,
             Op::Conv => {
                 let channels = |w: &TensorType| w.shape.0.first().map_or(1.0, length).max(1.0);
                 out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
@@ -87,11 +111,24 @@ impl Target for GpuTarget {
 
     fn scratch_bytes(
         &self,
-        _func: &Func,
-        _inst: &Inst,
-        _symbols: &IndexMap<Symbol, SymbolRange>,
+        func: &Func,
+        inst: &Inst,
+        symbols: &IndexMap<Symbol, SymbolRange>,
     ) -> u64 {
-        0
+        match inst.op {
+            Op::Matmul
+            | Op::MatmulAdd
+            | Op::MatmulAct
+            | Op::MatmulGated
+            | Op::MatmulMulti
+            | Op::NormMatmulMulti
+            | Op::NormMatmulGated => {
+                let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
+                let results: Vec<&TensorType> = inst.results.iter().map(|&v| func.ty(v)).collect();
+                product::scratch_bytes(inst, &operands, &results, symbols, &self.adapter)
+            }
+            _ => 0,
+        }
     }
 
     fn in_place(&self, op: Op, _operand: usize) -> bool {

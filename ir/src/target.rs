@@ -30,6 +30,12 @@ pub trait Target {
     /// `transpose_b`); `RowMajor` when it has no better one.
     fn weight_layout(&self, weight: &TensorType) -> Layout;
 
+    /// Whether quantised tables that only `gather` reads are laid out as weights too: where it has
+    /// no kernel that reads them as they are in a file.
+    fn packs_tables(&self) -> bool {
+        false
+    }
+
     /// Whether the target has a kernel for an op that fusion introduces, given the types.
     fn supports(&self, op: Op, operands: &[&TensorType]) -> bool;
 

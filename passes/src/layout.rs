@@ -59,6 +59,11 @@ fn use_of(module: &Module, inst: &Inst, operand: usize) -> Use {
                 .unwrap_or(0)
                 .min(inst.operands.len())
         }
+        Op::NormMatmulGated => 2..4,
+        Op::NormMatmulMulti => {
+            let n = usize::try_from(inst.attrs.int("weights", 0)).unwrap_or(0);
+            2..2 + n.min(inst.operands.len())
+        }
         _ => 0..0,
     };
     if inst.operands[operand].donated {
@@ -144,13 +149,14 @@ impl Packing {
                 }
             }
         }
-        Packing::solve(module, &params, &consts)
+        Packing::solve(module, &params, &consts, ctx.target.packs_tables())
     }
 
     fn solve(
         module: &Module,
         params: &HashMap<(usize, usize), ParamInfo>,
         consts: &HashMap<Arc<str>, Vec<Use>>,
+        packs_tables: bool,
     ) -> Self {
         let roots = entries(module);
         // Parameters whose own uses allow packing, then fewer and fewer until all calls agree.
@@ -183,7 +189,8 @@ impl Packing {
             uses.iter().any(|u| match u {
                 Use::Weight => true,
                 Use::Argument(g, j) => wanted.contains(&(*g, *j)),
-                Use::Rows | Use::Other => false,
+                Use::Rows => packs_tables,
+                Use::Other => false,
             })
         };
         let mut wanted: HashSet<(usize, usize)> = HashSet::new();

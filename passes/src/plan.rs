@@ -9,7 +9,7 @@
 //! - `reshape`, `broadcast` to as many elements, `stop_gradient` and a `barrier` of one operand are
 //!   the same bytes, unless the result is given away while the operand is not, or the operand is
 //!   given away while the result lives;
-//! - a donated operand of `kv_append` is written over, a donated operand of a call when the
+//! - a donated cache of `kv_append` or `rope_append` is written over, a donated operand of a call when the
 //!   callee returns it; never when it is a constant, or a parameter that some caller keeps;
 //! - an operand that dies is written over when the target's kernel can do that; by `fused`, when
 //!   the result has the space of its loop.
@@ -357,11 +357,15 @@ impl<'a> Planner<'a> {
     fn overwritten(&self, at: usize, inst: &Inst) -> Vec<(usize, usize)> {
         let func = self.func;
         match inst.op {
-            Op::KvAppend => {
-                let same = func.ty(inst.operands[0].value) == func.ty(inst.results[0]);
-                let donated = inst.operands[0].donated || self.target.in_place(inst.op, 0);
-                let can = same && donated && self.may_overwrite(at, inst, 0);
-                can.then_some((0, 0)).into_iter().collect()
+            Op::KvAppend | Op::RopeAppend => {
+                let caches: &[(usize, usize)] =
+                    if inst.op == Op::KvAppend { &[(0, 0)] } else { &[(1, 3), (2, 4)] };
+                let can = |&(result, i): &(usize, usize)| {
+                    let same = func.ty(inst.operands[i].value) == func.ty(inst.results[result]);
+                    let donated = inst.operands[i].donated || self.target.in_place(inst.op, i);
+                    same && donated && self.may_overwrite(at, inst, i)
+                };
+                caches.iter().copied().filter(|pair| can(pair)).collect()
             }
             Op::Call => {
                 let Some((g, _, callee)) =

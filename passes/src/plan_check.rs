@@ -410,6 +410,11 @@ impl<'a> Run<'a> {
                 Op::KvAppend => {
                     k == 0 && (inst.operands[0].donated || self.target.in_place(inst.op, 0))
                 }
+                Op::RopeAppend => {
+                    k == i + 2
+                        && i > 0
+                        && (inst.operands[k].donated || self.target.in_place(inst.op, k))
+                }
                 Op::Fused => self.target.in_place(inst.op, k) && self.is_whole_space(inst, i),
                 op => inst.results.len() == 1 && self.target.in_place(op, k),
             };

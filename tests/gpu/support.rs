@@ -28,7 +28,7 @@ pub fn module(op: Op, attrs: &Attrs, operands: &[Tensor], declared: &[TensorType
         .enumerate()
         .map(|(i, x)| match is_constant(op, i) {
             true => {
-                let bytes: Arc<[u8]> = x.bytes().as_ref().into();
+                let bytes: Arc<[u8]> = x.bytes().to_vec().into();
                 module.add_const(format!("c{i}"), x.ty().to_type(), ConstData::Dense(bytes));
                 f.constant(format!("c{i}"), x.ty().to_type())
             }

@@ -13,6 +13,9 @@ const TILE: u32 = 64;
 
 /// Products.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
+    if super::product::lower(lower, site)? {
+        return Ok(());
+    }
     let (x, w, out) = (&site.inputs[0], &site.inputs[1], &site.outputs[0]);
     let floats = [x, w, out].iter().all(|v| text::value_type(v.ty.dtype) == Some("f32"));
     if !floats || matches!(site.inst.op, Op::MatmulGated | Op::MatmulMulti) {

@@ -12,9 +12,11 @@ mod matmul;
 mod movement;
 mod ops;
 mod order;
+pub(crate) mod product;
 mod random;
 mod reduce;
 mod rope;
+mod rows;
 mod softmax;
 pub mod text;
 mod window;
@@ -366,6 +368,7 @@ impl<'a> Lower<'a> {
             Op::Transpose | Op::Slice | Op::Concat | Op::Pad | Op::Flip => {
                 movement::lower(self, &site)
             }
+            Op::Gather if rows::handles(&site) => rows::lower(self, &site),
             Op::Gather | Op::ScatterAdd => index::lower(self, &site),
             Op::RngBits => random::lower(self, &site),
             Op::Argmax | Op::TopK | Op::Sort | Op::Cumsum => order::lower(self, &site),
@@ -376,6 +379,11 @@ impl<'a> Lower<'a> {
             Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulGated | Op::MatmulMulti => {
                 matmul::lower(self, &site)
             }
+            Op::NormMatmulMulti | Op::NormMatmulGated => match product::lower(self, &site)? {
+                true => Ok(()),
+                false => site.unsupported("there is none for these types"),
+            },
+            Op::RopeAppend => rope::append(self, &site),
             Op::Rope => rope::lower(self, &site),
             Op::KvAppend => cache::lower(self, &site),
             Op::Attention => attention::lower(self, &site),

@@ -11,6 +11,7 @@ pub mod fused;
 pub mod gather;
 pub mod matmul;
 pub mod norm;
+pub mod prologue;
 pub mod quantize;
 pub mod random;
 pub mod reduce;
@@ -231,6 +232,19 @@ op_table! {
     MatmulAct "matmul_act" 2..=3, [TRANSPOSE_B, ANY_ACT], fused::infer_matmul_act, Some(fused::eval_matmul_act), "act(x · w + r), with r of the product's shape, a row of it, or left out.";
     MatmulGated "matmul_gated" 3..=3, [ACT], fused::infer_matmul_gated, Some(fused::eval_matmul_gated), "act(x · w_gateᵀ) * (x · w_upᵀ).";
     MatmulMulti "matmul_multi" 3..=MAX_OPERANDS, [req("weights", AttrKind::Int, "number n of weights"), opt("biases", AttrKind::Ints, "for each bias operand the index of its weight")], fused::infer_matmul_multi, Some(fused::eval_matmul_multi), "Products of one x with n weights: operands x, w_0 … w_{n-1}, then biases; results x · w_iᵀ (+ bias_i).";
+    NormMatmulMulti "norm_matmul_multi" 3..=MAX_OPERANDS, [EPS, req("weights", AttrKind::Int, "number n of weights"), opt("biases", AttrKind::Ints, "for each bias operand the index of its weight")], prologue::infer_norm_matmul_multi, Some(prologue::eval_norm_matmul_multi), "matmul_multi of rms_norm(x, w): operands x, w, then as matmul_multi.";
+    NormMatmulGated "norm_matmul_gated" 4..=4, [EPS, ACT], prologue::infer_norm_matmul_gated, Some(prologue::eval_norm_matmul_gated), "matmul_gated of rms_norm(x, w): operands x, w, w_gate, w_up.";
+    RopeAppend "rope_append" 6..=8, [
+        req("mode", AttrKind::Str, "`norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i+n/2)"),
+        req("theta", AttrKind::Float, "base of the frequencies"),
+        req("n_dims", AttrKind::Int, "leading dimensions of each head that are rotated"),
+        opt("freq_scale", AttrKind::Float, "positions are multiplied by it (default 1)"),
+        opt("ext_factor", AttrKind::Float, "share of YaRN's extrapolation (default 0)"),
+        opt("attn_factor", AttrKind::Float, "magnitude of the rotated part (default 1)"),
+        opt("beta_fast", AttrKind::Float, "YaRN (default 32)"),
+        opt("beta_slow", AttrKind::Float, "YaRN (default 1)"),
+        opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)")
+    ], prologue::infer_rope_append, Some(prologue::eval_rope_append), "rope of q and k, and kv_append of k and v: operands q, k, v, both caches, then as kv_append and rope say where tokens stand, and factors or none; results q turned and both caches.";
 }
 
 impl Op {

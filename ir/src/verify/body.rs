@@ -358,6 +358,11 @@ impl Body<'_> {
                     let n = usize::try_from(inst.attrs.int("weights", 0)).unwrap_or(0);
                     (1..=n).contains(&k)
                 }
+                Op::NormMatmulGated => k == 2 || k == 3,
+                Op::NormMatmulMulti => {
+                    let n = usize::try_from(inst.attrs.int("weights", 0)).unwrap_or(0);
+                    (2..=n.saturating_add(1)).contains(&k)
+                }
                 Op::Gather => k == 0 && inst.attrs.int("axis", 0) == 0,
                 _ => false,
             };

@@ -81,6 +81,9 @@ pub(crate) fn derivative(op: Op) -> Derivative {
         Op::KvAppend => Rule(attention::kv_append),
 
         Op::Pack => Refused("packed layouts have no gradient: differentiate before `layout` runs"),
+        Op::NormMatmulMulti | Op::NormMatmulGated | Op::RopeAppend => {
+            Refused("made for one kernel: differentiate before `fuse` runs")
+        }
         Op::MatmulAdd => Composed(fused::matmul_add),
         Op::MatmulAct => Composed(fused::matmul_act),
         Op::MatmulGated => Composed(fused::matmul_gated),

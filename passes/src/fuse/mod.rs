@@ -10,6 +10,7 @@
 
 pub mod cluster;
 pub mod multi;
+pub mod prologue;
 pub mod rules;
 
 use aether_ir::{Attrs, Func, Module, Op, TensorType};
@@ -30,6 +31,14 @@ static RULE_LIST: &[Rule] = &[
     Rule {
         name: MATMUL_MULTI,
         doc: "Products of one x, with their biases, become matmul_multi, which reads x once.",
+    },
+    Rule {
+        name: prologue::NORM_MATMUL,
+        doc: "An rms_norm that only products read joins each of them.",
+    },
+    Rule {
+        name: prologue::ROPE_APPEND,
+        doc: "The ropes of q and k and the appends to both caches become rope_append.",
     },
     cluster::CHAIN,
     cluster::EPILOGUE,
@@ -139,6 +148,14 @@ fn run_func(
         let allow = || ctx.take_rewrite(MATMUL_MULTI);
         let asks = multi::Asks { supports: &supports, seconds: &seconds, allow: &allow };
         stats.count(MATMUL_MULTI, multi::group(func, &asks));
+    }
+    if ctx.enabled(prologue::NORM_MATMUL) {
+        let allow = || ctx.take_rewrite(prologue::NORM_MATMUL);
+        stats.count(prologue::NORM_MATMUL, prologue::norms(func, &supports, &allow));
+    }
+    if ctx.enabled(prologue::ROPE_APPEND) {
+        let allow = || ctx.take_rewrite(prologue::ROPE_APPEND);
+        stats.count(prologue::ROPE_APPEND, prologue::rope_append(func, &supports, &allow));
     }
     compact(func);
 }

@@ -3,6 +3,7 @@
 
 mod peer;
 mod sample;
+mod synthetic;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,15 @@ use crate::source::ModelArg;
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    /// Measure a model of this shape with random weights instead
+    #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
+    pub synthetic: Option<synthetic::Shape>,
+    /// Type of the synthetic model's matrices
+    #[arg(long, value_name = "TYPE", default_value = "q4_k", requires = "synthetic")]
+    pub quant: String,
+    /// Tokens that are in the context before each test
+    #[arg(short = 'd', long, default_value_t = 0)]
+    pub depth: usize,
     /// Tokens of the prompt; 0 for no such test; several by commas
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
     pub n_prompt: Vec<usize>,
@@ -74,9 +84,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if longest == 0 {
         bail!("nothing to measure: -p and -n are 0");
     }
-    let path = args.model.path()?;
+    let made = args.synthetic.map(|shape| synthetic::write(shape, &args.quant)).transpose()?;
+    let path = match &made {
+        Some(made) => made.path.clone(),
+        None => args.model.path()?,
+    };
     let options = LoadOptions {
-        context: longest,
+        context: longest + args.depth,
         batch: args.batch.max(1),
         rows: 1,
         threads: args.threads,
@@ -88,13 +102,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut ours: Vec<Samples> = tests.iter().map(|&test| Samples::new(test)).collect();
     let mut context = Context::new(&model)?;
     for &test in &tests {
-        measure(&mut context, warm_up(test))?;
+        measure(&mut context, warm_up(test), args.depth)?;
     }
     match &args.compare_llama_cpp {
         None => {
             for samples in &mut ours {
                 for _ in 0..args.repetitions {
-                    let ns = measure(&mut context, samples.test)?;
+                    let ns = measure(&mut context, samples.test, args.depth)?;
                     samples.ns.push(ns);
                 }
             }
@@ -107,7 +121,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 output::note(&format!("turn {} of {}", turn + 1, args.repetitions));
                 for (peer, samples) in peers.iter().zip(&mut theirs) {
                     for mine in &mut ours {
-                        let ns = measure(&mut context, mine.test)?;
+                        let ns = measure(&mut context, mine.test, args.depth)?;
                         mine.ns.push(ns);
                     }
                     let ns = peer.run(&path, &tests, model.executable().threads())?;
@@ -130,11 +144,16 @@ fn warm_up(test: Test) -> Test {
     }
 }
 
-/// Nanoseconds of one repetition. Tokens are arbitrary: their values do not change the work.
-fn measure(context: &mut Context, test: Test) -> anyhow::Result<u64> {
+/// Nanoseconds of one repetition after `depth` tokens. Tokens are arbitrary: their values do not
+/// change the work.
+fn measure(context: &mut Context, test: Test, depth: usize) -> anyhow::Result<u64> {
     context.reset();
     let vocab = context.model().vocab_len() as u64;
     let token = |i: usize| ((i as u64).wrapping_mul(2_654_435_761) % vocab.max(1)) as u32;
+    if depth > 0 {
+        let tokens: Vec<u32> = (0..depth).map(token).collect();
+        context.prefill(&tokens)?;
+    }
     let start = Instant::now();
     match test {
         Test::Prompt(n) => {

@@ -1,0 +1,79 @@
+//! Language models: the GPU's logits beside the CPU's, step by step.
+
+use std::sync::Arc;
+
+use aether_ir::DType;
+use aether_llm::engine::{Context, LoadOptions, Model};
+
+use super::support::gpu;
+use super::tiny::{FLOATS, QUANTIZED, Tiny};
+
+/// The model twice: on the CPU and on the GPU.
+fn both(load: impl Fn(&LoadOptions) -> Arc<Model>) -> [Context; 2] {
+    let base = LoadOptions { context: 128, batch: 64, verify: true, ..LoadOptions::default() };
+    [None, Some(gpu())].map(|gpu| {
+        let model = load(&LoadOptions { gpu, ..base.clone() });
+        Context::new(&model).unwrap()
+    })
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The greatest, and by how much it is greater than the next.
+fn best(logits: &[f32]) -> (usize, f32) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    (order[0], logits[order[0]] - logits[order[1]])
+}
+
+/// Goes on greedily for some steps, both fed what the CPU chose.
+#[track_caller]
+fn compare(mut contexts: [Context; 2], prompt: &[u32], steps: usize, least: f64) {
+    let [cpu, gpu] = &mut contexts;
+    let mut a = cpu.prefill(prompt).unwrap().to_vec();
+    let mut b = gpu.prefill(prompt).unwrap().to_vec();
+    for step in 0..steps {
+        let similar = cosine(&a, &b);
+        assert!(similar > least, "step {step}: cosine similarity {similar}");
+        let ((x, gap), (y, _)) = (best(&a), best(&b));
+        let scale = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(x == y || gap < 0.02 * scale, "step {step}: token {y}, expected {x}");
+        a = cpu.decode(x as u32).unwrap().to_vec();
+        b = gpu.decode(x as u32).unwrap().to_vec();
+    }
+}
+
+fn tiny(model: &Tiny) {
+    let contexts = both(|options| Model::from_memory(model.gguf(), options).unwrap());
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 37) % 250).collect();
+    compare(contexts, &prompt, 20, 0.999);
+}
+
+#[test]
+fn plain_weights() {
+    tiny(&Tiny::llama(FLOATS));
+}
+
+#[test]
+fn quantised_weights() {
+    tiny(&Tiny::llama(QUANTIZED));
+    tiny(&Tiny::qwen2(QUANTIZED));
+}
+
+#[test]
+fn every_quantised_type() {
+    for dtype in [DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q8_0] {
+        let types: &'static [[DType; 7]] = Box::leak(Box::new([[dtype; 7]]));
+        tiny(&Tiny { embd: dtype, n_layers: 2, ..Tiny::llama(types) });
+    }
+    for dtype in [DType::Q2K, DType::Q3K, DType::Q4K, DType::Q5K, DType::Q6K] {
+        let types: &'static [[DType; 7]] = Box::leak(Box::new([[dtype; 7]]));
+        let wide = Tiny { n_embd: 256, n_ff: 512, n_layers: 2, ..Tiny::llama(types) };
+        tiny(&Tiny { embd: dtype, ..wide });
+    }
+}
