@@ -12,6 +12,7 @@ mod lower;
 pub mod planes;
 pub mod program;
 mod target;
+pub mod templates;
 pub mod validate;
 
 pub use adapter::Adapter;
