@@ -35,6 +35,14 @@ impl Constant {
         }
     }
 
+    fn planes(&self, raw: &[u8]) -> Result<Vec<u8>, String> {
+        let k = self.ty.shape.0.last().and_then(aether_ir::Dim::as_const).unwrap_or(0);
+        let mut out = vec![0; self.ty.bytes(|_| None).unwrap_or(0) as usize];
+        crate::planes::pack_rows(self.ty.dtype, k as usize, raw, &mut out)
+            .map_err(|e| e.to_string())?;
+        Ok(out)
+    }
+
     /// The bytes of the buffer.
     ///
     /// # Errors
@@ -45,7 +53,7 @@ impl Constant {
             Recipe::Named(name) => {
                 let raw = raw(module, source, name)?;
                 match self.ty.layout {
-                    Layout::Planes => crate::planes::pack(&self.ty, &raw).map_err(|message| {
+                    Layout::Planes => self.planes(&raw).map_err(|message| {
                         CompileError::Constant { name: name.clone(), message }
                     })?,
                     _ => raw.to_vec(),

@@ -97,9 +97,9 @@ impl Dim {
         }
     }
 
-    /// The terms, as coefficients and the symbols that they multiply.
-    pub fn iter_terms(&self) -> impl Iterator<Item = (i64, Vec<Symbol>)> {
-        self.terms().into_iter().map(|(symbols, coefficient)| (coefficient, symbols))
+    /// The sum's terms: the symbols that one multiplies, with their coefficient.
+    pub fn monomials(&self) -> impl Iterator<Item = (Vec<Symbol>, i64)> {
+        self.terms().into_iter()
     }
 
     fn terms(&self) -> BTreeMap<Vec<Symbol>, i64> {

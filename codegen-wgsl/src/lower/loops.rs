@@ -118,7 +118,7 @@ impl Body<'_, '_, '_> {
     /// Whether elements can be read and written four at a time: all results and operands are words,
     /// operands have the whole space or one element, and the space is a multiple of four.
     fn whole_vectors(&self, numel: &Dim) -> bool {
-        let fours = numel.iter_terms().all(|(coefficient, _)| coefficient % 4 == 0);
+        let fours = numel.monomials().all(|(_, coefficient)| coefficient % 4 == 0);
         let word = |ty: &TensorType| text::per_word(ty.dtype) == 1;
         let whole = |ty: &TensorType| ty.shape == self.fusion.space;
         let operands = self.func.params.iter().map(|&p| self.func.ty(p));

@@ -28,8 +28,8 @@ pub fn dim(d: &Dim, symbols: &IndexSet<Symbol>) -> String {
         return format!("{n}u");
     }
     let terms: Vec<String> = d
-        .iter_terms()
-        .map(|(coefficient, names)| {
+        .monomials()
+        .map(|(names, coefficient)| {
             let mut factors: Vec<String> = names
                 .iter()
                 .map(|name| {

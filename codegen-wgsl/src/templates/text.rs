@@ -169,7 +169,7 @@ pub fn dim_text(dim: &Dim, symbols: &IndexSet<Symbol>) -> String {
         return format!("{n}u");
     }
     let mut text = String::from("0u");
-    for (coefficient, factors) in dim.iter_terms() {
+    for (factors, coefficient) in dim.monomials() {
         // Differences wrap on the way; the whole is not negative.
         let sign = if coefficient < 0 { "-" } else { "+" };
         let _ = write!(text, " {sign} {}u", coefficient.unsigned_abs());
