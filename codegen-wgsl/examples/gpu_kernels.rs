@@ -602,7 +602,8 @@ impl Bench {
     fn attention(&mut self) {
         let symbols: IndexSet<Symbol> = IndexSet::new();
         let adapter = self.gpu.adapter;
-        let (heads, kv_heads, d): (usize, usize, usize) = if self.small { (4, 2, 64) } else { (32, 8, 128) };
+        let (heads, kv_heads, d): (usize, usize, usize) =
+            if self.small { (4, 2, 64) } else { (32, 8, 128) };
         let cases: Vec<(usize, usize)> = if self.small {
             vec![(1, 200), (100, 0)]
         } else {

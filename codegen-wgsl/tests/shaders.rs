@@ -9,9 +9,9 @@ use aether_codegen_wgsl::templates::product::{Addend, Product, Weight};
 use aether_codegen_wgsl::templates::rope::{Positions, RotateAppend, Rotation, Rows};
 use aether_codegen_wgsl::templates::rows::{RowKernel, RowOp};
 use aether_codegen_wgsl::templates::{Operand, Site};
+use aether_codegen_wgsl::validate::validate as validate_shader;
 use aether_ir::{Attrs, DType, Dim, Layout, Symbol};
 use indexmap::IndexSet;
-use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// From what WebGPU guarantees to all that kernels use.
 fn adapters() -> Vec<Adapter> {
@@ -31,32 +31,16 @@ fn validate(adapter: &Adapter, launches: &[Launch]) {
     assert!(!launches.is_empty());
     for launch in launches {
         let shader = &launch.shader;
-        let mut capabilities = Capabilities::default();
-        if shader.needs.f16 {
-            assert!(adapter.f16, "{}", shader.name);
-            capabilities |= Capabilities::SHADER_FLOAT16;
+        let needs = &shader.needs;
+        assert!(!needs.f16 || adapter.f16, "{}", shader.name);
+        assert!(!needs.subgroups || adapter.subgroup.is_some(), "{}", shader.name);
+        assert!(!needs.cooperative_matrix || adapter.cooperative_matrix, "{}", shader.name);
+        if let Err(e) = validate_shader(shader) {
+            let lines = shader.wgsl.lines().enumerate();
+            let numbered: String = lines.map(|(i, l)| format!("{:4} {l}\n", i + 1)).collect();
+            panic!("{numbered}\n{e}");
         }
-        if shader.needs.subgroups {
-            assert!(adapter.subgroup.is_some(), "{}", shader.name);
-            capabilities |= Capabilities::SUBGROUP;
-        }
-        if shader.needs.cooperative_matrix {
-            assert!(adapter.cooperative_matrix, "{}", shader.name);
-            capabilities |= Capabilities::COOPERATIVE_MATRIX;
-        }
-        let numbered: String =
-            shader.wgsl.lines().enumerate().map(|(i, l)| format!("{:4} {l}\n", i + 1)).collect();
-        let options =
-            naga::front::wgsl::Options { parse_doc_comments: false, capabilities };
-        let module = naga::front::wgsl::Frontend::new_with_options(options)
-            .parse(&shader.wgsl)
-        .unwrap_or_else(|e| panic!("{numbered}\n{}", e.emit_to_string(&shader.wgsl)));
-        let info = Validator::new(ValidationFlags::all(), capabilities)
-            .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-            .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-            .validate(&module)
-            .unwrap_or_else(|e| panic!("{numbered}\n{}", e.emit_to_string(&shader.wgsl)));
-        drop(info);
+        let module = naga::front::wgsl::parse_str(&shader.wgsl).unwrap();
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module

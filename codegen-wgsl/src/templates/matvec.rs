@@ -665,8 +665,10 @@ fn finish(
         for i in 0..slots.len() as u32 {
             for token in 0..v.tokens {
                 let at = i * v.tokens + token;
-                let _ =
-                    writeln!(t, "lane_sums[(sg * {sums}u + {at}u) * 32u + lane] = acc_{i}_{token};");
+                let _ = writeln!(
+                    t,
+                    "lane_sums[(sg * {sums}u + {at}u) * 32u + lane] = acc_{i}_{token};"
+                );
             }
         }
         t.push_str("workgroupBarrier();\n");

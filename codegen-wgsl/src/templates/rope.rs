@@ -9,7 +9,7 @@
 
 use std::fmt::Write as _;
 
-use aether_ir::op::rope::rotations;
+use aether_ir::op::rope::frequencies;
 use aether_ir::{Attrs, DType, Dim};
 
 use super::Site;
@@ -28,17 +28,14 @@ pub struct Rotation {
 impl Rotation {
     /// From the attributes of the op and the values of its factors (none: empty).
     pub fn new(attrs: &Attrs, factors: &[f64]) -> Rotation {
-        let first = rotations(attrs, factors, 1);
-        let steps = first.iter().map(|(cos, sin)| {
-            let turns = libm::atan2(*sin, *cos) / std::f64::consts::TAU;
-            // Below one turn; a negative one is what is missing to it. Two steps of 32 bits keep
-            // the 53 bits of the fraction.
-            let turns = if turns < 0.0 { turns + 1.0 } else { turns };
-            let high = (turns * 4294967296.0).floor();
-            let low = (turns * 4294967296.0 - high) * 4294967296.0;
+        let (frequencies, magnitude) = frequencies(attrs, factors);
+        let steps = frequencies.into_iter().map(|radians| {
+            let turns = radians / std::f64::consts::TAU;
+            let part = turns - turns.floor();
+            let high = (part * 4294967296.0).floor();
+            let low = (part * 4294967296.0 - high) * 4294967296.0;
             ((high as u64) << 32).wrapping_add(low as u64)
         });
-        let magnitude = first.first().map_or(1.0, |(cos, sin)| libm::hypot(*cos, *sin));
         Rotation {
             steps: steps.collect(),
             magnitude: magnitude as f32,
