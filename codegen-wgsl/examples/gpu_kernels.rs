@@ -7,6 +7,7 @@
 //! software driver. Times are medians of the device's own timestamps around a pass in which every
 //! dispatch waits for the one before; weights rotate so that no cache serves them.
 
+#[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/gpu/harness.rs"]
 mod harness;
 

@@ -126,9 +126,9 @@ fn blocks(
             "let x0_{token} = {x}[t{token} * {}u + b];
 let x1_{token} = {x}[t{token} * {}u + {blocks}u + b];
 let f_{token} = bitcast<f32>({factors}[2u * (t{token} * {blocks}u + b)]);
-let p_{token} = bitcast<i32>({factors}[2u * (t{token} * {blocks}u + b) + 1u]);
-let s0_{token} = (p_{token} << 16u) >> 16u;
-let s1_{token} = p_{token} >> 16u;
+let packed_{token} = bitcast<i32>({factors}[2u * (t{token} * {blocks}u + b) + 1u]);
+let s0_{token} = (packed_{token} << 16u) >> 16u;
+let s1_{token} = packed_{token} >> 16u;
 ",
             2 * blocks,
             2 * blocks
