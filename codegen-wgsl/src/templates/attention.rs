@@ -1,0 +1,411 @@
+//! `attention`: scaled dot products over a cache, in two forms.
+//!
+//! - **Parts**, for few tokens: the keys that a token sees are cut into a fixed number of parts,
+//!   so that a dispatch has the same size at every length; a part may be empty. A workgroup takes
+//!   a part for the query heads that share a kv head, a second dispatch puts the parts together
+//!   (flash decoding: Dao et al. 2023).
+//! - **Tiles**, for many: a workgroup takes a tile of queries and goes over tiles of keys with a
+//!   running maximum and sum (Dao et al. 2022). In [`attention_tiles`](super::attention_tiles).
+//!
+//! Operands: q f32 `[tokens, heads, d]`, the caches `[context, kv_heads, d]` and
+//! `[context, kv_heads, dv]` of f16 or f32, `past` i32. Result f32 `[tokens, heads, dv]`. A past
+//! that leaves no room for the tokens is taken as the greatest that does.
+
+use std::fmt::Write as _;
+
+use aether_ir::{DType, Dim};
+
+use super::text::{Elements, Source, Var, dim_text};
+use super::{Site, attention_tiles};
+use crate::adapter::Adapter;
+use crate::kernel::{Groups, Launch};
+
+/// The sizes of an attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub d: usize,
+    pub dv: usize,
+    pub tokens: Dim,
+    pub most_tokens: usize,
+    /// Rows of the caches.
+    pub context: usize,
+    /// Element type of the caches.
+    pub cache: DType,
+    pub scale: f32,
+    pub causal: bool,
+    /// 0 for all keys.
+    pub window: usize,
+    /// 0 for none.
+    pub softcap: f32,
+}
+
+/// Stands for minus infinity, from which differences are taken.
+pub(super) const LOWEST: &str = "-3e38";
+
+/// Most query heads of a workgroup.
+const HEADS: usize = 8;
+
+/// Keys in a tile of a part: one for each invocation.
+const KEYS: usize = 128;
+
+impl Attention {
+    /// Whether there is a kernel.
+    pub fn is_supported(&self) -> bool {
+        matches!(self.cache, DType::F16 | DType::F32)
+            && self.kv_heads > 0
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.context > 0
+            && self.d > 0
+            && self.dv > 0
+            && self.dv.div_ceil(self.width(self.dv)) <= KEYS
+            && self.d <= 1024
+            && self.context <= i32::MAX as usize
+            && self.most_tokens <= self.context
+    }
+
+    /// Elements of a row of length `len` that are read at once.
+    pub(super) fn width(&self, len: usize) -> usize {
+        match self.cache {
+            DType::F16 if len.is_multiple_of(8) => 8,
+            DType::F32 if len.is_multiple_of(4) => 4,
+            _ => 1,
+        }
+    }
+
+    /// How a cache with rows of that length is bound.
+    pub(super) fn elements(&self, len: usize) -> Elements {
+        match (self.cache, self.width(len)) {
+            (DType::F16, 8) => Elements::U32x4,
+            (DType::F16, _) => Elements::U32,
+            (_, 4) => Elements::F32x4,
+            _ => Elements::F32,
+        }
+    }
+
+    /// Query heads that a workgroup takes: a divisor of those that share a kv head.
+    fn group(&self) -> usize {
+        let shared = self.heads / self.kv_heads;
+        (1..=shared.min(HEADS)).rev().find(|g| shared.is_multiple_of(*g)).unwrap_or(1)
+    }
+
+    /// Parts that the keys are cut into: enough for two workgroups on each of 132
+    /// multiprocessors, of at least 64 keys.
+    fn parts(&self) -> usize {
+        let groups = self.heads / self.group() * self.most_tokens.min(4);
+        let seen = if self.window > 0 { self.window.min(self.context) } else { self.context };
+        264usize.div_ceil(groups).min(seen.div_ceil(64)).clamp(1, 64)
+    }
+
+    fn is_tiled(&self, adapter: &Adapter) -> bool {
+        self.most_tokens > 8 && attention_tiles::Tile::choose(self, adapter).is_some()
+    }
+
+    /// Bytes of scratch that the launches use.
+    pub fn scratch_bytes(&self, adapter: &Adapter) -> u64 {
+        if self.is_tiled(adapter) || self.parts() == 1 {
+            return 0;
+        }
+        (self.most_tokens * self.heads * self.parts() * (self.dv + 2) * 4) as u64
+    }
+
+    /// The dispatches, in order.
+    pub fn launches(&self, site: &Site) -> Vec<Launch> {
+        if self.is_tiled(site.adapter)
+            && let Some(tile) = attention_tiles::Tile::choose(self, site.adapter)
+        {
+            return vec![attention_tiles::launch(self, site, &tile)];
+        }
+        let mut all = vec![self.part(site)];
+        if self.parts() > 1 {
+            all.push(self.combine(site));
+        }
+        all
+    }
+
+    /// `past`, and `first` and `last` of the keys that `position` sees, for the number of tokens
+    /// in the text `tokens`.
+    pub(super) fn range(&self, tokens: &str, past: &Var) -> (String, String) {
+        let known = format!(
+            "let past = min(u32(max({}[0], 0)), {}u - min({tokens}, {}u));\nlet all = min(past + {tokens}, {}u);\n",
+            past.name, self.context, self.context, self.context
+        );
+        let first = match self.window {
+            0 => "let first = 0u;\n".to_owned(),
+            w => format!("let first = max(position + 1u, {w}u) - {w}u;\n"),
+        };
+        let last = if self.causal { "min(position + 1u, all)" } else { "all" };
+        (known, format!("{first}let last = {last};\n"))
+    }
+
+    /// The score `s` scaled and capped.
+    pub(super) fn score(&self, s: &str) -> String {
+        let scaled = format!("({s} * f32({:e}))", self.scale);
+        if self.softcap > 0.0 {
+            let cap = format!("f32({:e})", self.softcap);
+            return format!("({cap} * (1.0 - 2.0 / (exp(2.0 * {scaled} / {cap}) + 1.0)))");
+        }
+        scaled
+    }
+
+    fn part(&self, site: &Site) -> Launch {
+        let (g, parts, d, dv) = (self.group(), self.parts(), self.d, self.dv);
+        let mut source = Source::new("attention_parts");
+        let q = source.bind(site.operands[0], "q", Elements::f32(d));
+        let k = source.bind(site.operands[1], "k", self.elements(d));
+        let v = source.bind(site.operands[2], "v", self.elements(dv));
+        let past = source.bind(site.operands[3], "past_tokens", Elements::I32);
+        let out = if parts == 1 {
+            source.result(0, "out0", Elements::F32)
+        } else {
+            let bytes = self.scratch_bytes(site.adapter);
+            source.scratch(0, bytes, "part_sums", Elements::F32)
+        };
+        let width = self.width(dv);
+        let quads = width.div_ceil(4);
+        // Invocations along a value row, and keys that go side by side.
+        let lanes = dv / width;
+        let side = KEYS / lanes;
+        let vector = if width == 1 { "f32" } else { "vec4<f32>" };
+        let tokens = dim_text(&self.tokens, site.symbols);
+        let (known, range) = self.range(&tokens, &past);
+        let qw = if self.width(d) == 1 { "f32" } else { "vec4<f32>" };
+        let qn = if self.width(d) == 1 { d } else { d / 4 };
+        let mut t = format!(
+            "var<workgroup> qs: array<{qw}, {}>;
+var<workgroup> ps: array<f32, {}>;
+var<workgroup> red: array<f32, {}>;
+var<workgroup> top: array<f32, {g}>;
+var<workgroup> sums: array<{vector}, {}>;
+@compute @workgroup_size({KEYS})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
+let head0 = id.x * {g}u;
+let kv = head0 / {}u;
+let token = id.z;
+{known}let position = past + token;
+{range}let span = (max(last, first) - first + {}u) / {}u * 32u;
+let begin = min(first + id.y * span, last);
+let end = min(begin + span, last);
+for (var i = tid; i < {}u; i += {KEYS}u) {{
+    qs[i] = {};
+}}
+let lane = tid % {lanes}u;
+let key_side = tid / {lanes}u;
+",
+            g * qn,
+            g * KEYS,
+            16 * g,
+            KEYS * quads,
+            self.heads / self.kv_heads,
+            parts * 32 - 1,
+            parts * 32,
+            g * qn,
+            if self.width(d) == 1 {
+                q.at(&format!("(token * {}u + head0) * {qn}u + i", self.heads))
+            } else {
+                q.quad(&format!("(token * {}u + head0) * {qn}u + i", self.heads))
+            },
+        );
+        for h in 0..g {
+            let _ = writeln!(t, "var most_{h} = f32({LOWEST});\nvar weight_{h} = 0.0;");
+            for i in 0..quads {
+                let _ = writeln!(t, "var acc_{h}_{i} = {vector}();");
+            }
+        }
+        let _ = writeln!(
+            t,
+            "for (var tile = begin; tile < end; tile += {KEYS}u) {{\nlet key = tile + tid;\nworkgroupBarrier();"
+        );
+        for h in 0..g {
+            let _ = writeln!(t, "var s_{h} = 0.0;");
+        }
+        let _ = writeln!(t, "if key < end {{");
+        let row = format!("(key * {}u + kv) * {d}u", self.kv_heads);
+        t.push_str(&self.scores(&k, &row, g));
+        for h in 0..g {
+            let _ = writeln!(t, "s_{h} = {};", self.score(&format!("s_{h}")));
+        }
+        let _ = writeln!(t, "}} else {{");
+        for h in 0..g {
+            let _ = writeln!(t, "s_{h} = f32({LOWEST});");
+        }
+        let _ = writeln!(t, "}}");
+        for h in 0..g {
+            let _ = writeln!(t, "ps[{}u + tid] = s_{h};", h * KEYS);
+        }
+        let _ = write!(
+            t,
+            "workgroupBarrier();
+if tid < {n}u {{
+    let at = tid / 16u * {KEYS}u + tid % 16u;
+    var m = ps[at];
+    for (var i = 1u; i < {}u; i += 1u) {{ m = max(m, ps[at + 16u * i]); }}
+    red[tid] = m;
+}}
+workgroupBarrier();
+if tid < {g}u {{
+    var m = red[16u * tid];
+    for (var i = 1u; i < 16u; i += 1u) {{ m = max(m, red[16u * tid + i]); }}
+    top[tid] = m;
+}}
+workgroupBarrier();
+",
+            KEYS / 16,
+            n = 16 * g
+        );
+        for h in 0..g {
+            let _ = write!(
+                t,
+                "let now_{h} = max(most_{h}, top[{h}u]);
+let old_{h} = exp(most_{h} - now_{h});
+most_{h} = now_{h};
+weight_{h} *= old_{h};
+ps[{}u + tid] = select(0.0, exp(s_{h} - now_{h}), key < end);
+",
+                h * KEYS
+            );
+            for i in 0..quads {
+                let _ = writeln!(t, "acc_{h}_{i} *= old_{h};");
+            }
+        }
+        let _ = write!(
+            t,
+            "workgroupBarrier();
+if key_side < {side}u {{
+let count = min({KEYS}u, end - tile);
+for (var j = key_side; j < count; j += {side}u) {{
+"
+        );
+        let row = format!("((tile + j) * {}u + kv) * {dv}u", self.kv_heads);
+        t.push_str(&self.read(&v, &row, "lane"));
+        for h in 0..g {
+            let _ = writeln!(t, "let p_{h} = ps[{}u + j];\nweight_{h} += p_{h};", h * KEYS);
+            for i in 0..quads {
+                let _ = writeln!(t, "acc_{h}_{i} += p_{h} * e{i};");
+            }
+        }
+        t.push_str("}\n}\n}\n");
+        for h in 0..g {
+            t.push_str("workgroupBarrier();\n");
+            let _ = writeln!(t, "ps[tid] = weight_{h};");
+            for i in 0..quads {
+                let _ = writeln!(t, "sums[tid + {}u] = acc_{h}_{i};", i * KEYS);
+            }
+            t.push_str("workgroupBarrier();\nif key_side == 0u {\n");
+            let _ = writeln!(t, "for (var j = 1u; j < {side}u; j += 1u) {{");
+            let _ = writeln!(t, "weight_{h} += ps[tid + j * {lanes}u];");
+            for i in 0..quads {
+                let _ = writeln!(t, "acc_{h}_{i} += sums[tid + j * {lanes}u + {}u];", i * KEYS);
+            }
+            t.push_str("}\n");
+            let _ = writeln!(t, "let row = token * {}u + head0 + {h}u;", self.heads);
+            if parts == 1 {
+                let _ = writeln!(t, "let base = row * {dv}u + lane * {width}u;");
+            } else {
+                let stride = dv + 2;
+                let _ = writeln!(
+                    t,
+                    "let start = (row * {parts}u + id.y) * {stride}u;
+let base = start + lane * {width}u;
+if lane == 0u {{
+    {out}[start + {dv}u] = most_{h};
+    {out}[start + {}u] = weight_{h};
+}}",
+                    dv + 1,
+                    out = out.name
+                );
+            }
+            let scale = if parts == 1 { format!(" / weight_{h}") } else { String::new() };
+            for e in 0..width {
+                let part = if width == 1 { String::new() } else { format!("[{}]", e % 4) };
+                let _ = writeln!(t, "{}[base + {e}u] = acc_{h}_{}{part}{scale};", out.name, e / 4);
+            }
+            t.push_str("}\n");
+        }
+        t.push_str("}\n");
+        source.push(&t);
+        source.launch([
+            Groups::of(self.heads / g, 1),
+            Groups::of(parts, 1),
+            Groups::of(self.tokens.clone(), 1),
+        ])
+    }
+
+    /// Adds the products of the key row at element `row` with the queries of `g` heads.
+    fn scores(&self, k: &Var, row: &str, g: usize) -> String {
+        let (width, d) = (self.width(self.d), self.d);
+        let quads = width.div_ceil(4);
+        let mut t = format!("for (var i = 0u; i < {}u; i += 1u) {{\n", d / width);
+        t.push_str(&self.read(k, row, "i"));
+        for h in 0..g {
+            for q in 0..quads {
+                let at = format!("qs[{}u + i * {quads}u + {q}u]", h * d / width.min(4));
+                let _ = if width == 1 {
+                    writeln!(t, "s_{h} += {at} * e0;")
+                } else {
+                    writeln!(t, "s_{h} += dot({at}, e{q});")
+                };
+            }
+        }
+        t.push_str("}\n");
+        t
+    }
+
+    /// `e0`, `e1`: the elements that are read at once, number `i` of the row at element `row`.
+    pub(super) fn read(&self, cache: &Var, row: &str, i: &str) -> String {
+        let name = &cache.name;
+        match cache.elements {
+            Elements::U32x4 => format!(
+                "let c = {name}[{row} / 8u + {i}];
+let e0 = vec4(unpack2x16float(c.x), unpack2x16float(c.y));
+let e1 = vec4(unpack2x16float(c.z), unpack2x16float(c.w));
+"
+            ),
+            Elements::U32 => format!(
+                "let at = {row} + {i};
+let e0 = unpack2x16float({name}[at / 2u] >> (16u * (at % 2u))).x;
+"
+            ),
+            Elements::F32x4 => format!("let e0 = {name}[{row} / 4u + {i}];\n"),
+            _ => format!("let e0 = {name}[{row} + {i}];\n"),
+        }
+    }
+
+    fn combine(&self, site: &Site) -> Launch {
+        let (parts, dv) = (self.parts(), self.dv);
+        let stride = dv + 2;
+        let mut source = Source::new("attention_combine");
+        let bytes = self.scratch_bytes(site.adapter);
+        let partial = source.scratch(0, bytes, "part_sums", Elements::F32).name;
+        let out = source.result(0, "out0", Elements::F32).name;
+        source.push(&format!(
+            "@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
+let row = id.y * {heads}u + id.x;
+let start = row * {parts}u * {stride}u;
+var most = f32({LOWEST});
+for (var i = 0u; i < {parts}u; i += 1u) {{ most = max(most, {partial}[start + i * {stride}u + {dv}u]); }}
+var weight = 0.0;
+for (var i = 0u; i < {parts}u; i += 1u) {{
+    let at = start + i * {stride}u + {dv}u;
+    weight += {partial}[at + 1u] * exp({partial}[at] - most);
+}}
+for (var j = tid; j < {dv}u; j += 64u) {{
+    var sum = 0.0;
+    for (var i = 0u; i < {parts}u; i += 1u) {{
+        let at = start + i * {stride}u;
+        sum += {partial}[at + j] * exp({partial}[at + {dv}u] - most);
+    }}
+    {out}[row * {dv}u + j] = sum / weight;
+}}
+}}",
+            heads = self.heads
+        ));
+        source.launch([
+            Groups::of(self.heads, 1),
+            Groups::of(self.tokens.clone(), 1),
+            Groups::one(),
+        ])
+    }
+}

@@ -1,0 +1,499 @@
+//! Products for many tokens with cooperative matrices of 16x16 f16 and f32 sums.
+//!
+//! A workgroup makes a tile of tokens by rows of the weights. In steps along k its invocations
+//! copy the tile's activations ([`prepare`]) and the unpacked weights to workgroup memory, while
+//! the numbers of the next step are on their way; each subgroup multiplies its part of the tile.
+//! The sums go through workgroup memory to the epilogue, which undoes the rows' powers of two.
+//!
+//! Rows in workgroup memory are padded by 16 bytes so that neighbouring rows lie in other banks.
+//! Codes become f16 by their bits: `0x6400 | code` is `1024 + code`. That takes elements 0 and 2,
+//! then 1 and 3 of each word, which is the order in which the activations are prepared.
+//!
+//! Weights are rounded to f16: those above 65504 become infinite. f32 weights are left to `tall`.
+
+use std::fmt::Write as _;
+
+use aether_ir::{DType, Layout};
+
+use super::Site;
+use super::blocks::{Codec, Scales};
+use super::prepare::{self, Area, Form};
+use super::product::{Epilogue, Product};
+use super::text::{Elements, Source, Var, dim_text};
+use crate::adapter::Adapter;
+use crate::kernel::{Groups, Launch};
+
+/// How a product is cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Tokens and rows of a tile, multiples of 16 times the subgroups along them.
+    pub tokens: u32,
+    pub rows: u32,
+    /// Blocks of 32 elements along k in a step.
+    pub blocks: u32,
+    /// Subgroups along the tokens and along the rows.
+    pub across: (u32, u32),
+}
+
+impl Tile {
+    /// A good tile, or `None` when the adapter or the weights do not allow any.
+    pub fn choose(product: &Product, adapter: &Adapter) -> Option<Tile> {
+        let fits = |w: &super::product::Weight| {
+            w.layout == Layout::Planes || matches!(w.dtype, DType::F16 | DType::Bf16)
+        };
+        let allowed = adapter.cooperative_matrix
+            && adapter.f16
+            && adapter.subgroup == Some(32)
+            && adapter.workgroup_bytes >= 40 << 10
+            && product.k.is_multiple_of(32)
+            && product.weights.iter().all(fits);
+        let rows: usize = product.weights.iter().map(|w| w.rows).sum();
+        let tile = match product.most_tokens {
+            ..=32 => Tile { tokens: 32, rows: 128, blocks: 1, across: (1, 4) },
+            ..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2) },
+            n => {
+                // Fewer tiles than multiprocessors leave some idle.
+                let tiles = n.div_ceil(128) * rows.div_ceil(128);
+                let tokens = if tiles < 400 { 64 } else { 128 };
+                Tile { tokens, rows: 128, blocks: 1, across: (2, 2) }
+            }
+        };
+        allowed.then_some(tile)
+    }
+
+    fn invocations(&self) -> u32 {
+        32 * self.across.0 * self.across.1
+    }
+
+    /// Vectors of four f16 in a row of workgroup memory.
+    fn stride(&self) -> u32 {
+        8 * self.blocks + 2
+    }
+
+    /// Fragments of 16x16 of a subgroup.
+    fn fragments(&self) -> (u32, u32) {
+        (self.tokens / 16 / self.across.0, self.rows / 16 / self.across.1)
+    }
+}
+
+/// The prepared activations.
+pub fn area(product: &Product) -> Area {
+    let exchanged = product.weights[0].layout == Layout::Planes;
+    Area::new(Form::Halves { exchanged }, product)
+}
+
+/// The dispatches with a tile.
+pub fn launches(product: &Product, site: &Site, tile: &Tile) -> Vec<Launch> {
+    let area = area(product);
+    let blocks =
+        if (product.k / 32).is_multiple_of(tile.blocks as usize) { tile.blocks } else { 1 };
+    let tile = &Tile { blocks, ..*tile };
+    vec![prepare::launch(product, site, &area), multiply(product, site, &area, tile)]
+}
+
+/// What is read of a weight's row for 32 elements, and how it becomes f16.
+enum Row {
+    Blocks(Codec),
+    Plain(DType, usize),
+}
+
+impl Row {
+    fn vectors(&self) -> usize {
+        match self {
+            Row::Blocks(codec) => codec.row,
+            Row::Plain(_, vectors) => *vectors,
+        }
+    }
+
+    /// Names, types and expressions.
+    fn loads(&self, w: &str, r: &str, b: &str) -> Vec<(String, &'static str, String)> {
+        match self {
+            Row::Blocks(codec) => codec
+                .loads(w, r, b)
+                .into_iter()
+                .map(|(name, ty, e)| (name.to_owned(), ty, e))
+                .collect(),
+            Row::Plain(..) => (0..4)
+                .map(|i| (format!("v{i}"), "vec4<u32>", format!("{w}[{r} + 4u * {b} + {i}u]")))
+                .collect(),
+        }
+    }
+
+    /// Statements that store 32 numbers at vector `at` of the tile `wt`.
+    fn unpack(&self, b: &str, s: &str, at: &str) -> String {
+        match self {
+            Row::Plain(dtype, _) => {
+                let mut t = String::new();
+                for i in 0..4 {
+                    for (half, [x, y]) in [["x", "y"], ["z", "w"]].iter().enumerate() {
+                        let v = format!("v{i}{s}");
+                        let pair = |c: &str| match dtype {
+                            DType::F16 => format!("unpack2x16float({v}.{c})"),
+                            _ => format!(
+                                "vec2(bitcast<f32>({v}.{c} << 16u), bitcast<f32>({v}.{c} & 0xffff0000u))"
+                            ),
+                        };
+                        let _ = writeln!(
+                            t,
+                            "wt[{at} + {}u] = vec4<f16>(vec2<f16>({}), vec2<f16>({}));",
+                            2 * i + half,
+                            pair(x),
+                            pair(y)
+                        );
+                    }
+                }
+                t
+            }
+            Row::Blocks(codec) => unpack_blocks(codec, b, s, at),
+        }
+    }
+}
+
+fn unpack_blocks(codec: &Codec, b: &str, s: &str, at: &str) -> String {
+    let mut t = codec.codes(s) + &codec.scale_text(b, s);
+    let signed = codec.dtype == DType::Q8_0;
+    let offset = 1024 + codec.offset() + if signed { 128 } else { 0 };
+    let _ = writeln!(t, "let bias{s} = vec4<f16>({offset}.0h);");
+    for (half, name) in ["lo", "hi"].iter().enumerate() {
+        let (factor, minimum) = match codec.scales() {
+            Scales::One => (format!("d{s}"), None),
+            Scales::OneAndMinimum => (format!("d{s}"), Some(format!("m{s}"))),
+            Scales::Two => (format!("d{s} * f32(g{half}{s})"), None),
+            Scales::TwoAndMinima => {
+                (format!("d{s} * f32(g{half}{s})"), Some(format!("-(dm{s} * f32(n{half}{s}))")))
+            }
+        };
+        let _ = writeln!(t, "let f{half}{s} = vec4<f16>(f16({factor}));");
+        if let Some(m) = &minimum {
+            let _ = writeln!(t, "let a{half}{s} = vec4<f16>(f16({m}));");
+        }
+        for (i, c) in ["x", "y", "z", "w"].iter().enumerate() {
+            let word = if signed {
+                format!("({name}{s}.{c} ^ 0x80808080u)")
+            } else {
+                format!("{name}{s}.{c}")
+            };
+            let pair = |shift: &str| {
+                format!("vec2<f16>(unpack2x16float((({word}{shift}) & 0x00ff00ffu) | 0x64006400u))")
+            };
+            let codes = format!("(vec4<f16>({}, {}) - bias{s})", pair(""), pair(" >> 8u"));
+            let value = match minimum {
+                Some(_) => format!("fma({codes}, f{half}{s}, a{half}{s})"),
+                None => format!("{codes} * f{half}{s}"),
+            };
+            let _ = writeln!(t, "wt[{at} + {}u] = {value};", 4 * half + i);
+        }
+    }
+    t
+}
+
+struct Plan<'a> {
+    product: &'a Product,
+    tile: Tile,
+    rows: Vec<Row>,
+    names: Vec<String>,
+    /// First tile of each weight, and the end.
+    starts: Vec<u32>,
+}
+
+impl Plan<'_> {
+    /// Blocks of the weight tile that each invocation copies.
+    fn copies(&self) -> u32 {
+        (self.tile.rows * self.tile.blocks).div_ceil(self.tile.invocations())
+    }
+
+    /// Vectors of the activation tile that each invocation copies.
+    fn vectors(&self) -> u32 {
+        (self.tile.tokens * 8 * self.tile.blocks).div_ceil(self.tile.invocations())
+    }
+
+    /// Text for the weight that the workgroup's tile belongs to.
+    fn by_weight(&self, text: &dyn Fn(usize) -> String) -> String {
+        let weights = self.starts.len() - 1;
+        if weights == 1 {
+            return text(0);
+        }
+        let mut t = String::new();
+        for w in 0..weights {
+            let head = match w {
+                0 => format!("if group < {}u {{\n", self.starts[1]),
+                _ if w + 1 == weights => "else {\n".to_owned(),
+                _ => format!("else if group < {}u {{\n", self.starts[w + 1]),
+            };
+            let _ = write!(t, "{head}{}}}\n", text(w));
+        }
+        t
+    }
+
+    /// Statements for each block that an invocation copies; `text(copy, weight)`.
+    fn by_copy(&self, weight: usize, text: &dyn Fn(u32, usize) -> String) -> String {
+        let mut t = String::new();
+        for copy in 0..self.copies() {
+            if self.product.gated {
+                // Sixteen rows of the gate, sixteen of the other, and so on.
+                let _ = write!(
+                    t,
+                    "if (wrow_{copy} / 16u) % 2u == 0u {{\n{}}} else {{\n{}}}\n",
+                    text(copy, 0),
+                    text(copy, 1)
+                );
+            } else {
+                t.push_str(&text(copy, weight));
+            }
+        }
+        t
+    }
+}
+
+fn multiply(product: &Product, site: &Site, area: &Area, tile: &Tile) -> Launch {
+    let mut source = Source::new("matmul_coop");
+    source.needs.f16 = true;
+    source.needs.subgroups = true;
+    source.needs.cooperative_matrix = true;
+    let (x, factors) = area.declare(&mut source);
+    let mut names = Vec::new();
+    let mut rows = Vec::new();
+    for (i, w) in product.weights.iter().enumerate() {
+        let operand = site.operands[1 + i];
+        names.push(source.bind(operand, &format!("w{i}"), Elements::U32x4).name);
+        rows.push(match Codec::new(w.dtype, product.k) {
+            Some(codec) => Row::Blocks(codec),
+            None => Row::Plain(w.dtype, product.k / 8),
+        });
+    }
+    let epilogue = Epilogue::declare(product, site, &mut source);
+    let of_tile = if product.gated { tile.rows / 2 } else { tile.rows };
+    let parts = if product.gated { 1 } else { product.weights.len() };
+    let mut starts = vec![0];
+    for w in &product.weights[..parts] {
+        starts.push(starts[starts.len() - 1] + (w.rows as u32).div_ceil(of_tile));
+    }
+    let plan = Plan { product, tile: *tile, rows, names, starts };
+    let tiles = plan.starts[parts];
+    let text =
+        entry(&plan, &x, factors.as_ref(), &epilogue, &dim_text(&product.tokens, site.symbols));
+    source.push(&text);
+    source.launch([
+        Groups::of(product.tokens.clone(), tile.tokens),
+        Groups::of(u64::from(tiles), 1),
+        Groups::one(),
+    ])
+}
+
+fn entry(plan: &Plan, x: &Var, factors: Option<&Var>, epilogue: &Epilogue, tokens: &str) -> String {
+    let (tile, k) = (plan.tile, plan.product.k as u32);
+    let (stride, wg) = (tile.stride(), tile.invocations());
+    let (fm, fn_) = tile.fragments();
+    let subgroups = tile.across.0 * tile.across.1;
+    let out_stride = fn_ * 16 + 4;
+    let mut t = format!(
+        "var<workgroup> xt: array<vec4<f16>, {}>;
+var<workgroup> wt: array<vec4<f16>, {}>;
+var<workgroup> sums: array<f32, {}>;
+@compute @workgroup_size({wg})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32, @builtin(subgroup_id) sg: u32, @builtin(subgroup_invocation_id) lane: u32) {{
+let group = id.y;
+let token0 = id.x * {}u;
+let sgm = sg / {}u;
+let sgn = sg % {}u;
+",
+        tile.tokens * stride,
+        tile.rows * stride,
+        subgroups * 16 * out_stride,
+        tile.tokens,
+        tile.across.1,
+        tile.across.1,
+    );
+    // Where each invocation's copies come from and go to. Scratch rows go to a multiple of 128.
+    let quads = 8 * tile.blocks;
+    for i in 0..plan.vectors() {
+        let _ = write!(
+            t,
+            "let xe_{i} = (tid + {}u) % {}u;
+let xfrom_{i} = (token0 + xe_{i} / {quads}u) * {}u + xe_{i} % {quads}u;
+let xto_{i} = xe_{i} / {quads}u * {stride}u + xe_{i} % {quads}u;
+",
+            i * wg,
+            tile.tokens * quads,
+            k / 4
+        );
+    }
+    for copy in 0..plan.copies() {
+        let _ = write!(
+            t,
+            "let we_{copy} = (tid + {}u) % {}u;
+let wrow_{copy} = we_{copy} / {blocks}u;
+let wblock_{copy} = we_{copy} % {blocks}u;
+let wto_{copy} = wrow_{copy} * {stride}u + wblock_{copy} * 8u;
+var r_{copy} = 0u;
+",
+            copy * wg,
+            tile.rows * tile.blocks,
+            blocks = tile.blocks,
+        );
+    }
+    t.push_str(&plan.by_weight(&|w| {
+        plan.by_copy(w, &|copy, w| {
+            let n = plan.product.weights[w].rows;
+            let row = if plan.product.gated {
+                format!("group * {}u + wrow_{copy} / 32u * 16u + wrow_{copy} % 16u", tile.rows / 2)
+            } else {
+                format!("(group - {}u) * {}u + wrow_{copy}", plan.starts[w], tile.rows)
+            };
+            format!("r_{copy} = min({row}, {n}u - 1u) * {}u;\n", plan.rows[w].vectors())
+        })
+    }));
+    // The numbers on their way: of all weights, since their types may differ.
+    let mut declared = Vec::new();
+    for row in &plan.rows {
+        for (name, ty, _) in row.loads("", "", "") {
+            for copy in 0..plan.copies() {
+                let line = format!("var {name}_{copy}: {ty};\n");
+                if !declared.contains(&line) {
+                    t.push_str(&line);
+                    declared.push(line);
+                }
+            }
+        }
+    }
+    let load = |step: &str| {
+        let mut t = String::new();
+        for i in 0..plan.vectors() {
+            let _ = writeln!(t, "xv_{i} = {}[xfrom_{i} + {step} * {quads}u];", x.name);
+        }
+        for copy in 0..plan.copies() {
+            let _ = writeln!(t, "b_{copy} = {step} * {}u + wblock_{copy};", tile.blocks);
+        }
+        t + &plan.by_weight(&|w| {
+            plan.by_copy(w, &|copy, w| {
+                let mut t = String::new();
+                let loads =
+                    plan.rows[w].loads(&plan.names[w], &format!("r_{copy}"), &format!("b_{copy}"));
+                for (name, _, e) in loads {
+                    let _ = writeln!(t, "{name}_{copy} = {e};");
+                }
+                t
+            })
+        })
+    };
+    for i in 0..plan.vectors() {
+        let _ = writeln!(t, "var xv_{i}: vec4<f16>;");
+    }
+    for copy in 0..plan.copies() {
+        let _ = writeln!(t, "var b_{copy}: u32;");
+    }
+    for m in 0..fm {
+        for n in 0..fn_ {
+            let _ = writeln!(t, "var acc_{m}_{n} = coop_mat16x16<f32, C>();");
+        }
+    }
+    t.push_str(&load("0u"));
+    let steps = k / 32 / tile.blocks;
+    let _ = writeln!(t, "for (var step = 0u; step < {steps}u; step += 1u) {{\nworkgroupBarrier();");
+    for i in 0..plan.vectors() {
+        let _ = writeln!(t, "xt[xto_{i}] = xv_{i};");
+    }
+    t.push_str(&plan.by_weight(&|w| {
+        plan.by_copy(w, &|copy, w| {
+            let text = plan.rows[w].unpack(
+                &format!("b_{copy}"),
+                &format!("_{copy}"),
+                &format!("wto_{copy}"),
+            );
+            format!("{{\n{text}}}\n")
+        })
+    }));
+    let _ =
+        write!(t, "workgroupBarrier();\nif step + 1u < {steps}u {{\n{}}}\n", load("(step + 1u)"));
+    for kk in 0..2 * tile.blocks {
+        for m in 0..fm {
+            let _ = write!(
+                t,
+                "let ai_{kk}_{m} = (sgm * {}u + {}u) * {stride}u + {}u;
+let a_{kk}_{m} = coopLoadT<coop_mat16x16<f16, A>>(&xt[ai_{kk}_{m}], {stride}u);
+",
+                fm * 16,
+                m * 16,
+                kk * 4
+            );
+        }
+        for n in 0..fn_ {
+            let _ = write!(
+                t,
+                "let bi_{kk}_{n} = (sgn * {}u + {}u) * {stride}u + {}u;
+let b_{kk}_{n}_ = coopLoad<coop_mat16x16<f16, B>>(&wt[bi_{kk}_{n}], {stride}u);
+",
+                fn_ * 16,
+                n * 16,
+                kk * 4
+            );
+            for m in 0..fm {
+                let _ = writeln!(
+                    t,
+                    "acc_{m}_{n} = coopMultiplyAdd(a_{kk}_{m}, b_{kk}_{n}_, acc_{m}_{n});"
+                );
+            }
+        }
+    }
+    t.push_str("}\n");
+    for m in 0..fm {
+        t.push_str("workgroupBarrier();\n");
+        for n in 0..fn_ {
+            let _ = write!(
+                t,
+                "let to_{m}_{n} = sg * {}u + {}u;
+coopStoreT(acc_{m}_{n}, &sums[to_{m}_{n}], {out_stride}u);
+",
+                16 * out_stride,
+                n * 16
+            );
+        }
+        t.push_str("workgroupBarrier();\n");
+        t.push_str(&plan.by_weight(&|w| store(plan, w, m, factors, epilogue, tokens)));
+    }
+    t.push_str("}\n");
+    t
+}
+
+/// Stores the sums of a subgroup's fragments at tokens `16 * m`.
+fn store(
+    plan: &Plan,
+    w: usize,
+    m: u32,
+    factors: Option<&Var>,
+    epilogue: &Epilogue,
+    tokens: &str,
+) -> String {
+    let tile = plan.tile;
+    let (fm, fn_) = tile.fragments();
+    let out_stride = fn_ * 16 + 4;
+    let gated = plan.product.gated;
+    let columns = if gated { fn_ * 8 } else { fn_ * 16 };
+    let of_tile = if gated { tile.rows / 2 } else { tile.rows };
+    let n = plan.product.weights[w].rows;
+    let base = format!("sg * {}u + e / {columns}u * {out_stride}u", 16 * out_stride);
+    let (at, values): (String, Vec<&str>) = if gated {
+        let at = format!("{base} + c / 16u * 32u + c % 16u");
+        (at, vec!["sums[at] * factor", "(sums[at + 16u] * factor)"])
+    } else {
+        (format!("{base} + c"), vec!["(sums[at] * factor)"])
+    };
+    let factor = factors.map_or("1.0".to_owned(), |f| f.at("token"));
+    format!(
+        "for (var e = lane; e < {}u; e += 32u) {{
+    let c = e % {columns}u;
+    let token = token0 + sgm * {}u + {}u + e / {columns}u;
+    let row = (group - {}u) * {of_tile}u + sgn * {columns}u + c;
+    if token < {tokens} && row < {n}u {{
+        let factor = {factor};
+        let at = {at};
+        {}    }}
+}}
+",
+        16 * columns,
+        fm * 16,
+        m * 16,
+        plan.starts[w],
+        epilogue.store(w, "token", "row", &values)
+    )
+}

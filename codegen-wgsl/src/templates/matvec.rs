@@ -1,0 +1,708 @@
+//! Products for few tokens: every row of the weights is read once, by one subgroup.
+//!
+//! A workgroup first stages the activations in workgroup memory, normed where asked for: for
+//! quantised weights as 8-bit numbers with a scale and two sums for each 32, for plain weights as
+//! they are. Then each of its subgroups takes rows; a lane takes the row's blocks of 32 elements
+//! (16 bytes of a plain row) at a distance of the subgroup's size, so that loads of 16 bytes
+//! lie side by side. Rows longer than workgroup memory go in chunks.
+//!
+//! Activations are quantised as ggml's q8_0 does; a block that holds an infinity or NaN gives
+//! NaN. Without subgroups, 32 lanes sum through workgroup memory.
+
+use std::fmt::Write as _;
+
+use aether_ir::DType;
+
+use super::Site;
+use super::blocks::{Codec, DOT16, Load};
+use super::prepare::quantize;
+use super::product::{Epilogue, Product};
+use super::text::{Elements, Source, Var, dim_text};
+use crate::adapter::Adapter;
+use crate::kernel::{Groups, Launch};
+
+/// How rows are spread over workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Subgroups of a workgroup.
+    pub subgroups: u32,
+    /// Rows that a subgroup reads at the same time; of each weight, for a gated pair.
+    pub rows: u32,
+    /// Blocks of a row that a lane reads at the same time.
+    pub steps: u32,
+    /// Times that a subgroup goes on to other rows.
+    pub passes: u32,
+    /// Read the next blocks before computing with these, the first before the activations.
+    pub prefetch: bool,
+    /// Most tokens of a workgroup.
+    pub tokens: u32,
+}
+
+impl Variant {
+    /// A good choice for a product on an adapter.
+    pub fn choose(product: &Product, adapter: &Adapter) -> Variant {
+        let lanes = lanes(adapter);
+        let tokens = product.most_tokens.clamp(1, 8) as u32;
+        let most = if adapter.subgroup.is_some() { 8 } else { 2 };
+        let subgroups = (adapter.workgroup_invocations / lanes).clamp(1, most);
+        let rows = if product.gated || tokens > 2 { 1 } else { 2 };
+        let steps = if product.gated || tokens > 1 { 1 } else { 2 };
+        Variant { subgroups, rows, steps, passes: 1, prefetch: true, tokens }
+    }
+}
+
+/// Lanes that share a row.
+fn lanes(adapter: &Adapter) -> u32 {
+    adapter.subgroup.unwrap_or(32)
+}
+
+/// What one lane reads and computes of a row.
+enum Row {
+    Blocks(Codec),
+    /// 16 bytes of f32, f16 or bf16.
+    Plain(DType, usize),
+}
+
+impl Row {
+    /// Vectors of 16 bytes in a row.
+    fn vectors(&self, k: usize) -> usize {
+        match self {
+            Row::Blocks(codec) => codec.row,
+            Row::Plain(_, bytes) => k * bytes / 16,
+        }
+    }
+
+    fn loads(&self, w: &str, r: &str, b: &str) -> Vec<Load> {
+        match self {
+            Row::Blocks(codec) => codec.loads(w, r, b),
+            Row::Plain(..) => vec![("c", "vec4<u32>", format!("{w}[{r} + {b}]"))],
+        }
+    }
+
+    /// Statements before the products with suffix `s`.
+    fn prepare(&self, b: &str, s: &str) -> String {
+        match self {
+            Row::Blocks(codec) => codec.codes(s) + &codec.scale_text(b, s),
+            Row::Plain(dtype, _) => plain_values(*dtype, s),
+        }
+    }
+
+    /// The product with the activations of names ending in `x`.
+    fn product(&self, s: &str, x: &str) -> String {
+        match self {
+            Row::Blocks(codec) => {
+                let dot = codec.dot(
+                    s,
+                    [&format!("x0{x}"), &format!("x1{x}")],
+                    [&format!("s0{x}"), &format!("s1{x}")],
+                );
+                format!("f{x} * {dot}")
+            }
+            Row::Plain(DType::F32, _) => format!("f{x} * dot(v0{s}, x0{x})"),
+            Row::Plain(..) => format!("f{x} * (dot(v0{s}, x0{x}) + dot(v1{s}, x1{x}))"),
+        }
+    }
+}
+
+/// `v0` and, but for f32, `v1`: the numbers of 16 bytes `c` of a plain row.
+pub fn plain_values(dtype: DType, s: &str) -> String {
+    match dtype {
+        DType::F32 => format!("let v0{s} = bitcast<vec4<f32>>(c{s});\n"),
+        DType::F16 => format!(
+            "let v0{s} = vec4(unpack2x16float(c{s}.x), unpack2x16float(c{s}.y));
+let v1{s} = vec4(unpack2x16float(c{s}.z), unpack2x16float(c{s}.w));
+"
+        ),
+        _ => format!(
+            "let a0{s} = c{s} << vec4(16u);
+let a1{s} = c{s} & vec4(0xffff0000u);
+let v0{s} = bitcast<vec4<f32>>(vec4(a0{s}.x, a1{s}.x, a0{s}.y, a1{s}.y));
+let v1{s} = bitcast<vec4<f32>>(vec4(a0{s}.z, a1{s}.z, a0{s}.w, a1{s}.w));
+"
+        ),
+    }
+}
+
+/// The kernel's sizes.
+struct Plan<'a> {
+    product: &'a Product,
+    variant: Variant,
+    /// Lanes of a row; whether they are a subgroup.
+    lanes: u32,
+    subgroup: bool,
+    rows: Vec<Row>,
+    /// Elements of a lane's block.
+    block: usize,
+    /// Blocks of a row, and of a chunk of it.
+    blocks: usize,
+    chunk: usize,
+    /// The weights' bindings, and the first workgroup of each weight.
+    weights: Vec<Var>,
+    starts: Vec<u32>,
+    tokens: String,
+}
+
+impl Plan<'_> {
+    fn invocations(&self) -> u32 {
+        self.lanes * self.variant.subgroups
+    }
+
+    fn chunks(&self) -> usize {
+        self.blocks.div_ceil(self.chunk)
+    }
+
+    fn is_quantized(&self) -> bool {
+        matches!(self.rows[0], Row::Blocks(_))
+    }
+
+    /// Vectors of four f32 in a lane's block.
+    fn quads(&self) -> usize {
+        self.block / 4
+    }
+}
+
+/// The dispatch. The product [is supported](Product::is_supported).
+pub fn launch(product: &Product, site: &Site, variant: &Variant) -> Launch {
+    let name = name(product.weights[0].dtype);
+    let mut source = Source::new(name);
+    let x = source.bind(site.operands[0], "x", Elements::F32x4);
+    let mut weights = Vec::new();
+    for i in 0..product.weights.len() {
+        weights.push(source.bind(site.operands[1 + i], &format!("w{i}"), Elements::U32x4));
+    }
+    let norm = product.norm.map(|eps| {
+        let operand = site.operands[product.norm_operand()];
+        (f32::from_bits(eps), source.bind(operand, "norm_weight", Elements::F32x4))
+    });
+    let epilogue = Epilogue::declare(product, site, &mut source);
+    let rows: Vec<Row> = product
+        .weights
+        .iter()
+        .map(|w| match Codec::new(w.dtype, product.k) {
+            Some(codec) => Row::Blocks(codec),
+            None => Row::Plain(w.dtype, w.dtype.block_bytes()),
+        })
+        .collect();
+    let block = match &rows[0] {
+        Row::Blocks(_) => 32,
+        Row::Plain(_, bytes) => 16 / bytes,
+    };
+    let blocks = product.k / block;
+    let lanes = lanes(site.adapter);
+    let token_bytes = if matches!(rows[0], Row::Blocks(_)) { 40 } else { 4 * block };
+    // Room is left for the sums of the norm and of lanes without subgroups.
+    let room = site.adapter.workgroup_bytes.min(40 << 10) as usize;
+    let pair = if product.gated { 2 } else { 1 };
+    let sums = 4 * lanes * variant.subgroups * variant.rows * variant.tokens * pair;
+    let sums = if site.adapter.subgroup.is_some() { 0 } else { sums + 4 * lanes };
+    let room = room.saturating_sub(1024 + sums as usize);
+    let chunk = (room / token_bytes / variant.tokens as usize).clamp(1, blocks);
+    // Chunks after the first begin where a lane's steps do.
+    let whole = lanes as usize * variant.steps as usize;
+    let chunk = if chunk < blocks && chunk > whole { chunk / whole * whole } else { chunk };
+    let mut starts = vec![0];
+    let of_group = variant.subgroups * variant.rows * variant.passes;
+    let parts = if product.gated { 1 } else { product.weights.len() };
+    for w in &product.weights[..parts] {
+        starts.push(starts[starts.len() - 1] + (w.rows as u32).div_ceil(of_group));
+    }
+    let plan = Plan {
+        product,
+        variant: *variant,
+        lanes,
+        subgroup: site.adapter.subgroup.is_some(),
+        rows,
+        block,
+        blocks,
+        chunk,
+        weights,
+        starts,
+        tokens: dim_text(&product.tokens, site.symbols),
+    };
+    source.needs.subgroups = plan.subgroup;
+    let groups = plan.starts[parts];
+    let per_axis = site.adapter.workgroups_per_axis;
+    let across = groups.min(per_axis);
+    declare(&plan, &mut source);
+    entry(&plan, &mut source, &x, norm.as_ref(), &epilogue, across);
+    source.launch([
+        Groups::of(u64::from(across), 1),
+        Groups::of(product.tokens.clone(), variant.tokens),
+        Groups::of(u64::from(groups.div_ceil(across)), 1),
+    ])
+}
+
+fn name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Q4_0 => "matvec_q4_0",
+        DType::Q4_1 => "matvec_q4_1",
+        DType::Q5_0 => "matvec_q5_0",
+        DType::Q5_1 => "matvec_q5_1",
+        DType::Q8_0 => "matvec_q8_0",
+        DType::Q2K => "matvec_q2_k",
+        DType::Q3K => "matvec_q3_k",
+        DType::Q4K => "matvec_q4_k",
+        DType::Q5K => "matvec_q5_k",
+        DType::Q6K => "matvec_q6_k",
+        DType::F16 => "matvec_f16",
+        DType::Bf16 => "matvec_bf16",
+        _ => "matvec_f32",
+    }
+}
+
+/// Workgroup memory and functions.
+fn declare(plan: &Plan, source: &mut Source) {
+    let (t, chunk) = (plan.variant.tokens as usize, plan.chunk);
+    if plan.is_quantized() {
+        source.push(DOT16);
+        source.push(&format!(
+            "var<workgroup> codes: array<vec4<u32>, {}>;
+var<workgroup> scales: array<vec2<u32>, {}>;",
+            2 * chunk * t,
+            chunk * t
+        ));
+    } else {
+        let quads = plan.quads() * chunk * t;
+        source.push(&format!("var<workgroup> staged: array<vec4<f32>, {quads}>;"));
+    }
+    if plan.product.norm.is_some() {
+        source.push(&format!(
+            "var<workgroup> squares: array<f32, {}>;",
+            if plan.subgroup { plan.variant.subgroups } else { plan.invocations() }
+        ));
+    }
+    if !plan.subgroup {
+        let slots = slots(plan);
+        source.push(&format!(
+            "var<workgroup> lane_sums: array<f32, {}>;",
+            slots * t * plan.invocations() as usize
+        ));
+    }
+}
+
+/// Rows that a subgroup reads at the same time, of all weights.
+fn slots(plan: &Plan) -> usize {
+    plan.variant.rows as usize * if plan.product.gated { 2 } else { 1 }
+}
+
+fn entry(
+    plan: &Plan,
+    source: &mut Source,
+    x: &Var,
+    norm: Option<&(f32, Var)>,
+    epilogue: &Epilogue,
+    across: u32,
+) {
+    let mut t = String::new();
+    let built_ins = if plan.subgroup {
+        ", @builtin(subgroup_id) sg: u32, @builtin(subgroup_invocation_id) lane: u32"
+    } else {
+        ""
+    };
+    let _ = writeln!(
+        t,
+        "@compute @workgroup_size({})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32{built_ins}) {{",
+        plan.invocations()
+    );
+    if !plan.subgroup {
+        let lanes = plan.lanes;
+        let _ = writeln!(t, "let sg = tid / {lanes}u;\nlet lane = tid % {lanes}u;");
+    }
+    let _ = writeln!(t, "let group = id.x + id.z * {across}u;");
+    let groups = plan.starts[plan.starts.len() - 1];
+    if !groups.is_multiple_of(across) {
+        let _ = writeln!(t, "if group >= {groups}u {{ return; }}");
+    }
+    let _ = writeln!(t, "let token0 = id.y * {}u;", plan.variant.tokens);
+    let staging = |chunk: &str| stage(plan, x, norm, chunk);
+    // The first loads of weights go out before the activations are staged.
+    let once = plan.chunks() == 1;
+    let before = once && plan.variant.prefetch && plan.variant.passes == 1;
+    let norms = norm.map(|(eps, _)| rms(plan, x, *eps)).unwrap_or_default();
+    if !before {
+        t.push_str(&norms);
+    }
+    if once && !before {
+        t.push_str(&staging("0u"));
+        t.push_str("workgroupBarrier();\n");
+    }
+    for part in 0..plan.starts.len() - 1 {
+        let (first, end) = (plan.starts[part], plan.starts[part + 1]);
+        if plan.starts.len() > 2 {
+            let _ = writeln!(t, "if group >= {first}u && group < {end}u {{");
+        }
+        let weights = if plan.product.gated { vec![0, 1] } else { vec![part] };
+        let prologue = if before { norms.clone() + &staging("0u") } else { String::new() };
+        t.push_str(&rows(plan, &weights, first, &prologue, &staging, epilogue));
+        if plan.starts.len() > 2 {
+            t.push_str("}\n");
+        }
+    }
+    t.push_str("}\n");
+    source.push(&t);
+}
+
+/// `inv0`, …: one over the root mean square of each token's activations.
+fn rms(plan: &Plan, x: &Var, eps: f32) -> String {
+    let (k, wg) = (plan.product.k, plan.invocations());
+    let mut t = String::new();
+    for token in 0..plan.variant.tokens {
+        let row = token_row(plan, token);
+        let _ = writeln!(
+            t,
+            "var square{token} = 0.0;
+for (var i = tid; i < {}u; i += {wg}u) {{
+    let v = {};
+    square{token} += dot(v, v);
+}}",
+            k / 4,
+            x.quad(&format!("{row} * {}u + i", k / 4))
+        );
+        if plan.subgroup {
+            let _ = writeln!(
+                t,
+                "square{token} = subgroupAdd(square{token});
+if lane == 0u {{ squares[sg] = square{token}; }}
+workgroupBarrier();
+square{token} = 0.0;
+for (var i = 0u; i < {}u; i += 1u) {{ square{token} += squares[i]; }}
+workgroupBarrier();",
+                plan.variant.subgroups
+            );
+        } else {
+            let _ = writeln!(
+                t,
+                "squares[tid] = square{token};
+workgroupBarrier();
+square{token} = 0.0;
+for (var i = 0u; i < {wg}u; i += 1u) {{ square{token} += squares[i]; }}
+workgroupBarrier();"
+            );
+        }
+        let _ = writeln!(t, "let inv{token} = inverseSqrt(square{token} / {k}.0 + f32({eps:e}));");
+    }
+    t
+}
+
+/// The row of x of a workgroup's token; the last one stands for those beyond.
+fn token_row(plan: &Plan, token: u32) -> String {
+    if plan.product.tokens.is(1) {
+        return "0u".to_owned();
+    }
+    format!("min(token0 + {token}u, {} - 1u)", plan.tokens)
+}
+
+/// Copies a chunk of every token's activations to workgroup memory.
+fn stage(plan: &Plan, x: &Var, norm: Option<&(f32, Var)>, chunk: &str) -> String {
+    let mut t = String::new();
+    for token in 0..plan.variant.tokens {
+        let quad = |i: &str| {
+            let v = x.quad(&format!("{} * {}u + {i}", token_row(plan, token), plan.product.k / 4));
+            match norm {
+                Some((_, w)) => format!("{v} * inv{token} * {}", w.quad(i)),
+                None => v,
+            }
+        };
+        t.push_str(&match (plan.is_quantized(), plan.subgroup && plan.lanes >= 8) {
+            (true, true) => stage_by_eight(plan, token, chunk, &quad("quad")),
+            (true, false) => stage_by_one(plan, token, chunk, &quad("(quad + i)")),
+            (false, _) => {
+                let (quads, size) = (plan.quads(), plan.chunk);
+                let limit = limit(plan, chunk);
+                format!(
+                    "for (var i = tid; i < {quads}u * {limit}; i += {}u) {{
+    let quad = {quads}u * ({chunk}) + i;
+    staged[{}u + i % {quads}u * {size}u + i / {quads}u] = {};
+}}
+",
+                    plan.invocations(),
+                    token as usize * quads * size,
+                    quad("quad")
+                )
+            }
+        });
+    }
+    t
+}
+
+/// Blocks of the chunk that begins at a block.
+fn limit(plan: &Plan, chunk: &str) -> String {
+    match plan.blocks.is_multiple_of(plan.chunk) {
+        true => format!("{}u", plan.chunk),
+        false => format!("min({}u, {}u - {chunk})", plan.chunk, plan.blocks),
+    }
+}
+
+/// Eight lanes quantise a block.
+fn stage_by_eight(plan: &Plan, token: u32, chunk: &str, v: &str) -> String {
+    let (wg, size) = (plan.invocations(), plan.chunk);
+    let at = token as usize * size;
+    format!(
+        "for (var base = 0u; base < 8u * {limit}; base += {wg}u) {{
+    let i = min(base + tid, 8u * {limit} - 1u);
+    let quad = 8u * ({chunk}) + i;
+    let v = {v};
+    let bits = bitcast<vec4<u32>>(v) & vec4(0x7fffffffu);
+    var most = max(max(bits.x, bits.y), max(bits.z, bits.w));
+    most = max(most, subgroupShuffleXor(most, 1u));
+    most = max(most, subgroupShuffleXor(most, 2u));
+    most = max(most, subgroupShuffleXor(most, 4u));
+    let range = bitcast<f32>(most);
+    let ok = most < 0x7f800000u;
+    let q = vec4<i32>(round(v * select(0.0, 127.0 / range, ok && range > 1e-30)));
+    let word = pack4xI8(q);
+    var sum = dot4I8Packed(word, 0x01010101u);
+    sum += subgroupShuffleXor(sum, 1u);
+    sum += subgroupShuffleXor(sum, 2u);
+    let other = subgroupShuffleXor(sum, 4u);
+    if base + tid < 8u * {limit} {{
+        let block = i / 8u;
+        codes[{first}u + (i / 4u % 2u) * {size}u + block][i % 4u] = word;
+        if i % 8u == 0u {{
+            let scale = select(bitcast<f32>(most | 0x7fc00000u), range / 127.0, ok);
+            scales[{at}u + block] = vec2(bitcast<u32>(scale), (bitcast<u32>(sum) & 0xffffu) | (bitcast<u32>(other) << 16u));
+        }}
+    }}
+}}
+",
+        limit = limit(plan, chunk),
+        first = 2 * at,
+    )
+}
+
+/// One lane quantises a block.
+fn stage_by_one(plan: &Plan, token: u32, chunk: &str, v: &str) -> String {
+    let (wg, size) = (plan.invocations(), plan.chunk);
+    let at = token as usize * size;
+    format!(
+        "for (var block = tid; block < {}; block += {wg}u) {{
+    let quad = 8u * ({chunk} + block);
+{}}}
+",
+        limit(plan, chunk),
+        quantize(
+            v,
+            &|i, word| format!(
+                "codes[{}u + ({i} / 4u) * {size}u + block][{i} % 4u] = {word};",
+                2 * at
+            ),
+            &|scale, sums| format!("scales[{at}u + block] = vec2({scale}, {sums});"),
+        )
+    )
+}
+
+/// The rows of one weight, or of a gated pair.
+fn rows(
+    plan: &Plan,
+    weights: &[usize],
+    first_group: u32,
+    prologue: &str,
+    staging: &dyn Fn(&str) -> String,
+    epilogue: &Epilogue,
+) -> String {
+    let v = &plan.variant;
+    let n = plan.product.weights[weights[0]].rows;
+    let of_pass = v.subgroups * v.rows;
+    let mut t = String::new();
+    let passes = v.passes > 1;
+    if passes {
+        let _ = writeln!(t, "for (var turn = 0u; turn < {}u; turn += 1u) {{", v.passes);
+        let of_group = of_pass * v.passes;
+        let _ = writeln!(
+            t,
+            "let row = (group - {first_group}u) * {of_group}u + turn * {of_pass}u + sg * {}u;",
+            v.rows
+        );
+    } else {
+        let _ = writeln!(t, "let row = (group - {first_group}u) * {of_pass}u + sg * {}u;", v.rows);
+    }
+    // Slot i reads row `row + i / weights` of weight `weights[i % weights]`.
+    let slots: Vec<(usize, usize)> =
+        (0..v.rows as usize).flat_map(|r| weights.iter().map(move |w| (r, *w))).collect();
+    for (i, (r, w)) in slots.iter().enumerate() {
+        let vectors = plan.rows[*w].vectors(plan.product.k);
+        let _ = writeln!(t, "let r{i} = min(row + {r}u, {n}u - 1u) * {vectors}u;");
+        for token in 0..v.tokens {
+            let _ = writeln!(t, "var acc_{i}_{token} = 0.0;");
+        }
+    }
+    let one_chunk = plan.chunks() == 1;
+    if one_chunk {
+        t.push_str(&blocks(plan, &slots, "0u", prologue));
+    } else {
+        let _ = writeln!(
+            t,
+            "for (var chunk = 0u; chunk < {}u; chunk += {}u) {{\nworkgroupBarrier();",
+            plan.blocks, plan.chunk
+        );
+        t.push_str(&staging("chunk"));
+        t.push_str("workgroupBarrier();\n");
+        t.push_str(&blocks(plan, &slots, "chunk", ""));
+        t.push_str("}\n");
+    }
+    t.push_str(&finish(plan, &slots, weights, n, epilogue));
+    if passes {
+        t.push_str("}\n");
+    }
+    t
+}
+
+/// The products of a lane's blocks of a chunk.
+fn blocks(plan: &Plan, slots: &[(usize, usize)], chunk: &str, prologue: &str) -> String {
+    let v = &plan.variant;
+    let mut t = String::new();
+    let stride = plan.lanes * v.steps;
+    // Whether every lane's every step has a block.
+    let even = plan.chunk.is_multiple_of(stride as usize) && plan.blocks.is_multiple_of(plan.chunk);
+    let limit = limit(plan, chunk);
+    let place = |step: u32, b: &str| {
+        let b = format!("{b} + {}u", step * plan.lanes);
+        if even { format!("{chunk} + {b}") } else { format!("{chunk} + min({b}, {limit} - 1u)") }
+    };
+    // Loads of all slots and steps at `b`, each line made by `line(name, type, expression)`.
+    let loads = |b: &str, line: &dyn Fn(&str, &str, &str) -> String| {
+        let mut t = String::new();
+        for step in 0..v.steps {
+            let _ = writeln!(t, "let l{b}_{step} = {};", place(step, b));
+            for (i, (_, w)) in slots.iter().enumerate() {
+                let (w, row) = (&plan.weights[*w].name, &plan.rows[*w]);
+                for (name, ty, e) in row.loads(w, &format!("r{i}"), &format!("l{b}_{step}")) {
+                    t.push_str(&line(&format!("{name}_{i}_{step}"), ty, &e));
+                }
+            }
+        }
+        t
+    };
+    if v.prefetch {
+        t.push_str("let b0 = lane;\n");
+        t.push_str(&loads("b0", &|name, ty, e| format!("var next_{name}: {ty} = {e};\n")));
+    }
+    if !prologue.is_empty() {
+        t.push_str(prologue);
+        t.push_str("workgroupBarrier();\n");
+    }
+    let _ = writeln!(t, "for (var b = lane; b < {limit}; b += {stride}u) {{");
+    if v.prefetch {
+        t.push_str(&loads("b", &|name, _, _| format!("let {name} = next_{name};\n")));
+        let _ = writeln!(t, "let bn = b + {stride}u;\nif bn < {limit} {{");
+        t.push_str(&loads("bn", &|name, _, e| format!("next_{name} = {e};\n")));
+        t.push_str("}\n");
+    } else {
+        t.push_str(&loads("b", &|name, _, e| format!("let {name} = {e};\n")));
+    }
+    for step in 0..v.steps {
+        let block = format!("lb_{step}");
+        for (i, (_, w)) in slots.iter().enumerate() {
+            t.push_str(&plan.rows[*w].prepare(&block, &format!("_{i}_{step}")));
+        }
+        let _ = writeln!(t, "let p_{step} = {block} - {chunk};");
+        for token in 0..v.tokens {
+            let x = format!("_x{token}_{step}");
+            let valid = format!("b + {}u < {limit}", step * plan.lanes);
+            t.push_str(&staged(plan, token, &format!("p_{step}"), &x, (!even).then_some(&valid)));
+            for (i, (_, w)) in slots.iter().enumerate() {
+                let product = plan.rows[*w].product(&format!("_{i}_{step}"), &x);
+                let _ = writeln!(t, "acc_{i}_{token} += {product};");
+            }
+        }
+    }
+    t.push_str("}\n");
+    t
+}
+
+/// Reads a block of activations from workgroup memory; its factor `f` is 0 unless `valid`.
+fn staged(plan: &Plan, token: u32, p: &str, x: &str, valid: Option<&String>) -> String {
+    let size = plan.chunk;
+    let at = token as usize * size;
+    let factor = |f: &str| match valid {
+        Some(valid) => format!("select(0.0, {f}, {valid})"),
+        None => f.to_owned(),
+    };
+    if plan.is_quantized() {
+        return format!(
+            "let x0{x} = codes[{}u + {p}];
+let x1{x} = codes[{}u + {p}];
+let xs{x} = scales[{at}u + {p}];
+let f{x} = {};
+let s0{x} = (bitcast<i32>(xs{x}.y) << 16u) >> 16u;
+let s1{x} = bitcast<i32>(xs{x}.y) >> 16u;
+",
+            2 * at,
+            2 * at + size,
+            factor(&format!("bitcast<f32>(xs{x}.x)")),
+        );
+    }
+    let mut t = format!("let f{x} = {};\n", factor("1.0"));
+    let quads = plan.quads();
+    for q in 0..quads {
+        let _ = writeln!(t, "let x{q}{x} = staged[{}u + {p}];", at * quads + q * size);
+    }
+    t
+}
+
+/// Sums over the lanes and stores.
+fn finish(
+    plan: &Plan,
+    slots: &[(usize, usize)],
+    weights: &[usize],
+    n: usize,
+    epilogue: &Epilogue,
+) -> String {
+    let v = &plan.variant;
+    let mut t = String::new();
+    let sums = slots.len() as u32 * v.tokens;
+    if plan.subgroup {
+        for i in 0..slots.len() {
+            for token in 0..v.tokens {
+                let _ = writeln!(t, "let sum_{i}_{token} = subgroupAdd(acc_{i}_{token});");
+            }
+        }
+    } else {
+        if v.passes > 1 {
+            t.push_str("workgroupBarrier();\n");
+        }
+        for i in 0..slots.len() as u32 {
+            for token in 0..v.tokens {
+                let at = i * v.tokens + token;
+                let _ = writeln!(
+                    t,
+                    "lane_sums[(sg * {sums}u + {at}u) * 32u + lane] = acc_{i}_{token};"
+                );
+            }
+        }
+        t.push_str("workgroupBarrier();\n");
+    }
+    // One lane for each stored number.
+    for r in 0..v.rows as usize {
+        for token in 0..v.tokens {
+            let lane = (r as u32 * v.tokens + token) % plan.lanes;
+            let mut guard = format!("lane == {lane}u");
+            if !n.is_multiple_of((v.subgroups * v.rows * v.passes) as usize) {
+                let _ = write!(guard, " && row + {r}u < {n}u");
+            }
+            if !plan.product.tokens.is(1) {
+                let _ = write!(guard, " && token0 + {token}u < {}", plan.tokens);
+            }
+            let _ = writeln!(t, "if {guard} {{");
+            let mut values = Vec::new();
+            for j in 0..weights.len() {
+                let i = r * weights.len() + j;
+                if !plan.subgroup {
+                    let at = i as u32 * v.tokens + token;
+                    let _ = writeln!(
+                        t,
+                        "var sum_{i}_{token} = 0.0;
+for (var i = 0u; i < 32u; i += 1u) {{ sum_{i}_{token} += lane_sums[(sg * {sums}u + {at}u) * 32u + i]; }}"
+                    );
+                }
+                values.push(format!("sum_{i}_{token}"));
+            }
+            let values: Vec<&str> = values.iter().map(String::as_str).collect();
+            let token = format!("(token0 + {token}u)");
+            t.push_str(&epilogue.store(weights[0], &token, &format!("(row + {r}u)"), &values));
+            t.push_str("}\n");
+        }
+    }
+    t
+}

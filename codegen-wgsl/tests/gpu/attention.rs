@@ -1,0 +1,92 @@
+//! Attention in both forms against the meaning.
+
+use aether_codegen_wgsl::templates::Site;
+use aether_codegen_wgsl::templates::attention::Attention;
+use aether_ir::tensor::ConcreteType;
+use aether_ir::{Attrs, DType, Dim, Op, Symbol, Tensor};
+use indexmap::IndexSet;
+
+use crate::sample::{GPU, activations, adapters, assert_close, floats, meaning, operands};
+
+fn check(a: &Attention, tokens: usize, past: i32, seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let q = activations(&mut rng, &[tokens, a.heads, a.d]);
+    let mut cache = |d: usize| {
+        let x = activations(&mut rng, &[a.context, a.kv_heads, d]);
+        Tensor::from_f64(a.cache, x.shape(), &x.to_f64_vec().unwrap()).unwrap()
+    };
+    let (k, v) = (cache(a.d), cache(a.dv));
+    let past = Tensor::scalar_i32(past);
+    let attrs = Attrs::new()
+        .with("scale", f64::from(a.scale))
+        .with("causal", a.causal)
+        .with("window", a.window as i64)
+        .with("softcap", f64::from(a.softcap));
+    let ty = ConcreteType::new(DType::F32, vec![tokens, a.heads, a.dv]);
+    let want = meaning(Op::Attention, &[&q, &k, &v, &past], &attrs, &[ty]);
+    let bytes: Vec<Vec<u8>> = [&q, &k, &v, &past].iter().map(|t| t.bytes().to_vec()).collect();
+    let symbols: IndexSet<Symbol> = ["s0".into()].into();
+    for adapter in adapters() {
+        let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands(4) };
+        let size = tokens * a.heads * a.dv * 4;
+        let scratch = a.scratch_bytes(&adapter);
+        let found = GPU.run(&a.launches(&site), &bytes, &[size], scratch, &[tokens as u32]);
+        let what = format!("{a:?} {tokens} after {past:?}");
+        assert_close(&what, &floats(&found[0]), &want[0].to_f32_vec().unwrap(), 1e-3);
+    }
+}
+
+#[test]
+fn few_and_many_tokens() {
+    let base = Attention {
+        heads: 6,
+        kv_heads: 2,
+        d: 32,
+        dv: 32,
+        tokens: Dim::symbol("s0"),
+        most_tokens: 4,
+        context: 300,
+        cache: DType::F16,
+        scale: 0.18,
+        causal: true,
+        window: 0,
+        softcap: 0.0,
+    };
+    let variants = [
+        base.clone(),
+        Attention { cache: DType::F32, heads: 8, ..base.clone() },
+        Attention { window: 50, softcap: 2.0, ..base.clone() },
+        Attention { causal: false, heads: 4, d: 40, dv: 24, ..base.clone() },
+        Attention { d: 7, dv: 5, ..base.clone() },
+        Attention { cache: DType::F32, d: 6, dv: 10, ..base.clone() },
+    ];
+    for (i, variant) in variants.iter().enumerate() {
+        for (tokens, past) in [(1, 0), (1, 299), (3, 150)] {
+            check(variant, tokens, past, i as u64);
+        }
+        let many = Attention { most_tokens: 70, ..variant.clone() };
+        for (tokens, past) in [(1, 0), (70, 0), (37, 201)] {
+            check(&many, tokens, past, i as u64);
+        }
+    }
+}
+
+#[test]
+fn large_heads() {
+    let base = Attention {
+        heads: 4,
+        kv_heads: 1,
+        d: 256,
+        dv: 256,
+        tokens: Dim::symbol("s0"),
+        most_tokens: 20,
+        context: 64,
+        cache: DType::F16,
+        scale: 0.06,
+        causal: true,
+        window: 0,
+        softcap: 0.0,
+    };
+    check(&base, 20, 30, 1);
+    check(&Attention { most_tokens: 1, ..base }, 1, 63, 2);
+}

@@ -1,0 +1,8 @@
+//! Every template on whatever Vulkan adapter there is, against the interpreter's meaning.
+
+mod attention;
+#[expect(dead_code, reason = "the example gpu_kernels uses all of it")]
+mod harness;
+mod movement;
+mod products;
+mod sample;

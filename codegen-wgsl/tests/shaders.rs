@@ -1,0 +1,204 @@
+//! Every template's text parses and validates for many shapes, types and adapters.
+
+use aether_codegen_wgsl::Adapter;
+use aether_codegen_wgsl::kernel::{Access, Bind, Launch};
+use aether_codegen_wgsl::templates::attention::Attention;
+use aether_codegen_wgsl::templates::gather::GatherRows;
+use aether_codegen_wgsl::templates::pick::Pick;
+use aether_codegen_wgsl::templates::product::{Addend, Product, Weight};
+use aether_codegen_wgsl::templates::rope::{Positions, RotateAppend, Rotation, Rows};
+use aether_codegen_wgsl::templates::rows::{RowKernel, RowOp};
+use aether_codegen_wgsl::templates::{Operand, Site};
+use aether_codegen_wgsl::validate::validate as validate_shader;
+use aether_ir::{Attrs, DType, Dim, Layout, Symbol};
+use indexmap::IndexSet;
+
+/// From what WebGPU guarantees to all that kernels use.
+fn adapters() -> Vec<Adapter> {
+    let roomy =
+        Adapter { workgroup_bytes: 48 << 10, workgroup_invocations: 1024, ..Adapter::LEAST };
+    let software = Adapter { f16: true, subgroup: Some(8), ..roomy };
+    let full = Adapter { f16: true, subgroup: Some(32), cooperative_matrix: true, ..roomy };
+    vec![Adapter::LEAST, roomy, software, Adapter { cooperative_matrix: false, ..full }, full]
+}
+
+fn operands() -> Vec<Operand> {
+    (0..10).map(|i| Operand { bind: Bind::Operand(i), access: Access::Read }).collect()
+}
+
+/// Fails with naga's message, the text before it.
+fn validate(adapter: &Adapter, launches: &[Launch]) {
+    assert!(!launches.is_empty());
+    for launch in launches {
+        let shader = &launch.shader;
+        let needs = &shader.needs;
+        assert!(!needs.f16 || adapter.f16, "{}", shader.name);
+        assert!(!needs.subgroups || adapter.subgroup.is_some(), "{}", shader.name);
+        assert!(!needs.cooperative_matrix || adapter.cooperative_matrix, "{}", shader.name);
+        if let Err(e) = validate_shader(shader) {
+            let lines = shader.wgsl.lines().enumerate();
+            let numbered: String = lines.map(|(i, l)| format!("{:4} {l}\n", i + 1)).collect();
+            panic!("{numbered}\n{e}");
+        }
+        let module = naga::front::wgsl::parse_str(&shader.wgsl).unwrap();
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
+            .map(|(_, v)| layouter[v.ty].size)
+            .sum();
+        assert!(bytes <= adapter.workgroup_bytes, "{} takes {bytes} bytes", shader.name);
+        let bindings = module
+            .global_variables
+            .iter()
+            .filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }))
+            .count();
+        assert_eq!(bindings, shader.bindings.len());
+        assert_eq!(bindings, launch.binds.len());
+    }
+}
+
+fn everywhere(f: impl Fn(&Site) -> Vec<Launch>) {
+    let symbols: IndexSet<Symbol> = ["p".into(), "s".into()].into();
+    for adapter in adapters() {
+        let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands() };
+        validate(&adapter, &f(&site));
+    }
+}
+
+#[test]
+fn products() {
+    let types = DType::all()
+        .filter(|d| !d.planes().is_empty() || matches!(d, DType::F32 | DType::F16 | DType::Bf16));
+    let mut shaders = 0;
+    for dtype in types {
+        for (k, most_tokens, tokens) in [
+            (256, 1, Dim::new(1)),
+            (14336, 1, Dim::new(1)),
+            (4096, 8, Dim::symbol("s")),
+            (1536, 512, Dim::symbol("s")),
+            (512, 33, Dim::new(33)),
+        ] {
+            let layout = if dtype.is_quantized() { Layout::Planes } else { Layout::RowMajor };
+            let weight = |rows| Weight { dtype, layout, rows };
+            let plain = Product {
+                k,
+                tokens,
+                most_tokens,
+                weights: vec![weight(100)],
+                addends: Vec::new(),
+                act: None,
+                gated: false,
+                norm: None,
+                part: None,
+            };
+            let add = Product {
+                addends: vec![Addend { weight: 0, row: false }],
+                act: Some("gelu".to_owned()),
+                part: Some((64, 300)),
+                ..plain.clone()
+            };
+            let gated = Product {
+                weights: vec![weight(64), weight(64)],
+                act: Some("silu".to_owned()),
+                gated: true,
+                norm: Some(1e-5f32.to_bits()),
+                ..plain.clone()
+            };
+            let multi = Product {
+                weights: vec![weight(64), weight(17), weight(16)],
+                addends: vec![Addend { weight: 1, row: true }],
+                norm: Some(1e-6f32.to_bits()),
+                ..plain.clone()
+            };
+            for product in [plain, add, gated, multi] {
+                assert!(product.is_supported(), "{product:?}");
+                everywhere(|site| product.launches(site));
+                shaders += 1;
+            }
+        }
+    }
+    assert_eq!(shaders, 13 * 5 * 4);
+}
+
+#[test]
+fn attentions() {
+    for (heads, kv_heads, d, dv) in [
+        (32, 8, 128, 128),
+        (9, 3, 64, 64),
+        (4, 1, 256, 256),
+        (3, 3, 20, 12),
+        (14, 2, 80, 80),
+        (5, 5, 7, 9),
+    ] {
+        for cache in [DType::F16, DType::F32] {
+            for (tokens, most_tokens) in [(Dim::new(1), 1), (Dim::symbol("s"), 512)] {
+                for (window, softcap, causal) in
+                    [(0, 0.0, true), (100, 30.0, true), (0, 0.0, false)]
+                {
+                    let a = Attention {
+                        heads,
+                        kv_heads,
+                        d,
+                        dv,
+                        tokens: tokens.clone(),
+                        most_tokens,
+                        context: 4096,
+                        cache,
+                        scale: 0.125,
+                        causal,
+                        window,
+                        softcap,
+                    };
+                    assert!(a.is_supported());
+                    everywhere(|site| a.launches(site));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_picks_gathers_and_rope() {
+    for op in [
+        RowOp::Softmax,
+        RowOp::LogSoftmax,
+        RowOp::RmsNorm { eps: 1e-5 },
+        RowOp::LayerNorm { eps: 1e-5 },
+    ] {
+        let kernel = RowKernel { op, rows: Dim::symbol("s"), n: Dim::new(577) };
+        everywhere(|site| kernel.launches(site));
+    }
+    for (n, k) in
+        [(5, None), (151936, None), (151936, Some(40)), (1000, Some(1)), (2048, Some(512))]
+    {
+        let pick = Pick { rows: Dim::symbol("s"), most_rows: 8, n, k };
+        assert!(pick.is_supported());
+        everywhere(|site| pick.launches(site));
+    }
+    for dtype in DType::all().filter(|d| !d.planes().is_empty()) {
+        let gather = GatherRows { dtype, rows: 1000, k: 512, n: Dim::symbol("s") };
+        everywhere(|site| gather.launches(site).unwrap());
+    }
+    for mode in ["norm", "neox"] {
+        let attrs = Attrs::new().with("mode", mode).with("theta", 10000.0).with("n_dims", 64i64);
+        let rotation = Some(Rotation::new(&attrs, &[]));
+        let rope = |heads, cache| Rows { heads, d: 128, rotation: rotation.clone(), cache };
+        for cache in [DType::F16, DType::F32] {
+            let layer = RotateAppend {
+                tokens: Dim::symbol("s"),
+                most_tokens: 512,
+                positions: Positions::First,
+                rows: vec![
+                    rope(32, None),
+                    rope(8, Some((4096, cache))),
+                    Rows { heads: 8, d: 128, rotation: None, cache: Some((4096, cache)) },
+                ],
+            };
+            assert!(layer.is_supported());
+            everywhere(|site| layer.launches(site));
+        }
+    }
+}
