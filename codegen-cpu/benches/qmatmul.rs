@@ -8,10 +8,10 @@
 
 use std::hint::black_box;
 
-use aether_codegen_cpu::kernels::act_quant::{QActs, QActsMut, act_bytes};
+use aether_codegen_cpu::kernels::act_quant::{QActs, QActsMut, Scaling, act_bytes};
 use aether_codegen_cpu::kernels::isa::Isa;
 use aether_codegen_cpu::kernels::packed::{PackedMatrix, pack_rows, packed_bytes};
-use aether_codegen_cpu::kernels::qmatmul::{Epilogue, OutPtr, qmatmul};
+use aether_codegen_cpu::kernels::qmatmul::{Epilogue, OutPtr, qmatmul, scaling};
 use aether_ir::DType;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -27,10 +27,10 @@ fn random_packed(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
     packed
 }
 
-fn quantized(tokens: usize, k: usize) -> Vec<u8> {
+fn quantized(tokens: usize, k: usize, scaling: Scaling) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(2);
     let mut data = vec![0; act_bytes(tokens, k).unwrap()];
-    let mut acts = QActsMut::new(&mut data, tokens, k).unwrap();
+    let mut acts = QActsMut::new(&mut data, tokens, k, scaling).unwrap();
     for t in 0..tokens {
         let row: Vec<f32> = (0..k).map(|_| rng.f32() - 0.5).collect();
         acts.quantize_row(t, &row);
@@ -79,8 +79,8 @@ fn decode(c: &mut Criterion) {
         bench.sample_size(10);
         for isa in levels() {
             for (threads, tokens) in [(1, 1), (2, 1), (2, 4)] {
-                let data = quantized(tokens, cols);
-                let acts = QActs::new(&data, tokens, cols).unwrap();
+                let data = quantized(tokens, cols, scaling(dtype));
+                let acts = QActs::new(&data, tokens, cols, scaling(dtype)).unwrap();
                 let mut out = vec![0.0; tokens * rows];
                 let name = format!("{dtype} {rows}x{cols} {isa} x{threads}");
                 bench.bench_function(BenchmarkId::new(name, tokens), |b| {
@@ -128,8 +128,8 @@ fn prefill(c: &mut Criterion) {
     ] {
         let packed = random_packed(dtype, rows, cols);
         let w = PackedMatrix::new(dtype, rows, cols, &packed).unwrap();
-        let data = quantized(tokens, cols);
-        let acts = QActs::new(&data, tokens, cols).unwrap();
+        let data = quantized(tokens, cols, scaling(dtype));
+        let acts = QActs::new(&data, tokens, cols, scaling(dtype)).unwrap();
         let mut out = vec![0.0; tokens * rows];
         bench.throughput(Throughput::Elements((tokens * rows * cols) as u64));
         bench.sample_size(10);

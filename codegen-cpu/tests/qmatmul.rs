@@ -1,11 +1,11 @@
 //! Quantised products of every type on every instruction set of the machine, against products of
 //! the values that `aether_ir::quant` decodes, in `f64`.
 
-use aether_codegen_cpu::kernels::act_quant::{QActs, QActsMut, act_bytes};
+use aether_codegen_cpu::kernels::act_quant::{QActs, QActsMut, Scaling, act_bytes};
 use aether_codegen_cpu::kernels::isa::Isa;
 use aether_codegen_cpu::kernels::packed::{PackError, PackedMatrix, pack_rows, packed_bytes};
 use aether_codegen_cpu::kernels::qmatmul::{
-    Epilogue, Gate, OutPtr, QMatmulError, qmatmul, qmatmul_gated, qmatmul_into, supports,
+    Epilogue, Gate, OutPtr, QMatmulError, qmatmul, qmatmul_gated, qmatmul_into, scaling, supports,
 };
 use aether_ir::{DType, quant};
 use half::f16;
@@ -91,9 +91,9 @@ fn random_rows(tokens: usize, k: usize, rng: &mut fastrand::Rng) -> Vec<f32> {
     x
 }
 
-fn quantize(x: &[f32], tokens: usize, k: usize) -> Vec<u8> {
+fn quantize(x: &[f32], tokens: usize, k: usize, scaling: Scaling) -> Vec<u8> {
     let mut data = vec![0; act_bytes(tokens, k).unwrap()];
-    let mut acts = QActsMut::new(&mut data, tokens, k).unwrap();
+    let mut acts = QActsMut::new(&mut data, tokens, k, scaling).unwrap();
     for (t, row) in x.chunks_exact(k).enumerate() {
         acts.quantize_row(t, row);
     }
@@ -101,9 +101,9 @@ fn quantize(x: &[f32], tokens: usize, k: usize) -> Vec<u8> {
 }
 
 /// What 8-bit activations stand for, computed apart from the kernels: scale and rounded values.
-fn rounded(x: &[f32]) -> Vec<f64> {
+fn rounded(x: &[f32], run: usize) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.len());
-    for block in x.chunks_exact(32) {
+    for block in x.chunks_exact(run) {
         let amax = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         let d = f64::from(amax / 127.0);
@@ -126,18 +126,19 @@ struct Want {
 
 fn wants(w: &Weights, x: &[f32], tokens: usize) -> Vec<Want> {
     let mut wants = Vec::with_capacity(tokens * w.rows);
+    let run = scaling(w.dtype).run();
     for x in x.chunks_exact(w.cols) {
-        let codes = rounded(x);
-        // Each activation is off by at most half a step of its block.
+        let codes = rounded(x, run);
+        // Each activation is off by at most half a step of its run.
         let steps: Vec<f64> = x
-            .chunks_exact(32)
+            .chunks_exact(run)
             .map(|x| f64::from(x.iter().fold(0.0f32, |a, v| a.max(v.abs()))) / 127.0)
             .collect();
         for row in w.values.chunks_exact(w.cols) {
             let (mut sum, mut size, mut exact, mut off) = (0.0, 0.0, 0.0, 0.0);
             for (b, step) in steps.iter().enumerate() {
                 let mut weight = 0.0;
-                for i in 32 * b..32 * (b + 1) {
+                for i in run * b..run * (b + 1) {
                     let w = f64::from(row[i]);
                     sum += w * codes[i];
                     size += (w * codes[i]).abs();
@@ -157,7 +158,7 @@ fn shapes(dtype: DType) -> Vec<(usize, usize, usize)> {
     let block = dtype.block_len();
     let mut shapes: Vec<_> =
         (1..=20).map(|tokens| (23, block * (1 + tokens % 3), tokens)).collect();
-    shapes.extend([(1, block, 1), (16, 256, 5), (40, 2304, 2), (33, 256, 35)]);
+    shapes.extend([(1, block, 1), (16, 256, 5), (40, 2304, 2), (33, 256, 35), (17, 512, 85)]);
     shapes
 }
 
@@ -169,8 +170,8 @@ fn every_type_on_every_instruction_set() {
         for (rows, cols, tokens) in shapes(dtype) {
             let w = Weights::random(dtype, rows, cols, &mut rng);
             let x = random_rows(tokens, cols, &mut rng);
-            let data = quantize(&x, tokens, cols);
-            let acts = QActs::new(&data, tokens, cols).unwrap();
+            let data = quantize(&x, tokens, cols, scaling(dtype));
+            let acts = QActs::new(&data, tokens, cols, scaling(dtype)).unwrap();
             let wants = wants(&w, &x, tokens);
             for isa in Isa::available() {
                 let mut out = vec![f32::NAN; tokens * rows];
@@ -215,8 +216,8 @@ fn epilogues_and_strided_outputs_from_two_threads() {
     let (rows, cols, tokens, stride) = (72, 256, 19, 80);
     let w = Weights::random(DType::Q4K, rows, cols, &mut rng);
     let x = random_rows(tokens, cols, &mut rng);
-    let data = quantize(&x, tokens, cols);
-    let acts = QActs::new(&data, tokens, cols).unwrap();
+    let data = quantize(&x, tokens, cols, Scaling::PerSuper);
+    let acts = QActs::new(&data, tokens, cols, Scaling::PerSuper).unwrap();
     let bias: Vec<f32> = (0..rows).map(|_| rng.f32()).collect();
     for isa in Isa::available() {
         let mut plain = vec![0.0; tokens * rows];
@@ -256,8 +257,8 @@ fn gated_products_equal_two_products() {
     let gate = Weights::random(DType::Q4K, rows, cols, &mut rng);
     let up = Weights::random(DType::Q6K, rows, cols, &mut rng);
     let x: Vec<f32> = random_rows(tokens, cols, &mut rng).iter().map(|v| v * 0.1).collect();
-    let data = quantize(&x, tokens, cols);
-    let acts = QActs::new(&data, tokens, cols).unwrap();
+    let data = quantize(&x, tokens, cols, Scaling::PerSuper);
+    let acts = QActs::new(&data, tokens, cols, Scaling::PerSuper).unwrap();
     for isa in Isa::available() {
         let (mut a, mut b) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);
         qmatmul_into(isa, &gate.view(), &acts, &mut a).unwrap();
@@ -290,8 +291,8 @@ fn a_fault_in_a_token_shows_in_that_token_alone() {
     let w = Weights::random(DType::Q8_0, 17, 64, &mut rng);
     let mut x = random_rows(3, 64, &mut rng);
     x[64 + 40] = f32::NAN;
-    let data = quantize(&x, 3, 64);
-    let acts = QActs::new(&data, 3, 64).unwrap();
+    let data = quantize(&x, 3, 64, Scaling::PerBlock);
+    let acts = QActs::new(&data, 3, 64, Scaling::PerBlock).unwrap();
     for isa in Isa::available() {
         let mut out = vec![0.0; 3 * 17];
         qmatmul_into(isa, &w.view(), &acts, &mut out).unwrap();
@@ -307,10 +308,15 @@ fn misfits_are_refused_with_a_reason() {
     let w = Weights::random(DType::Q4_0, 20, 64, &mut rng);
     let other = Weights::random(DType::Q4_0, 21, 64, &mut rng);
     let data = vec![0; act_bytes(2, 64).unwrap()];
-    let acts = QActs::new(&data, 2, 64).unwrap();
-    let short = QActs::new(&data[..128], 2, 32).unwrap();
+    let acts = QActs::new(&data, 2, 64, Scaling::PerBlock).unwrap();
+    let short = QActs::new(&data[..128], 2, 32, Scaling::PerSuper).unwrap();
+    let k = Weights::random(DType::Q4K, 20, 256, &mut rng);
+    let zeros = vec![0; act_bytes(1, 256).unwrap()];
+    let per_block = QActs::new(&zeros, 1, 256, Scaling::PerBlock).unwrap();
     let mut out = [0.0; 42];
     let isa = Isa::Scalar;
+    let scaling = qmatmul_into(isa, &k.view(), &per_block, &mut out[..20]);
+    assert_eq!(scaling, Err(QMatmulError::Scaling(DType::Q4K)));
     let ptr = OutPtr { ptr: out.as_mut_ptr(), stride: 20 };
     let none = Epilogue::default();
     let bias = Epilogue { bias: Some(&[0.0; 3]), ..Epilogue::default() };

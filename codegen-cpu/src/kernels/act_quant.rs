@@ -1,19 +1,39 @@
 //! Activations quantised to 8 bits, the second operand of the quantised products.
 //!
-//! Each run of 32 elements of a token gets a scale `d = amax / 127` and codes
-//! `q = round_to_even(x / d)` in −127..=127, with the sums of the codes that products need to
-//! account for offsets and minima of the weights. Tokens are stored in tiles of 16 (the last tile
-//! holds what remains), and in a tile block after block, token after token, so that a product
-//! reads them as one stream.
+//! Each run of elements of a token, 32 or 256 long ([`Scaling`]), gets a scale `d = amax / 127`
+//! and codes `q = round_to_even(x / d)` in −127..=127. They are stored in blocks of 32, each with
+//! its scale and with the sums of the codes that products need to account for offsets and minima
+//! of the weights. Tokens are stored in tiles of 16 (the last tile holds what remains), and in a
+//! tile block after block, token after token, so that a product reads them as one stream.
 //!
-//! A block that holds a NaN or an infinity gets scale NaN, so the fault shows in every output it
-//! reaches. A block whose `amax` is below about 4e-37 counts as zero.
+//! A run that holds a NaN or an infinity gets scale NaN, so the fault shows in every output it
+//! reaches. A run whose `amax` is below about 4e-37 counts as zero.
 
 /// Tokens per tile.
 pub const TILE: usize = 16;
 
 /// Elements per block.
 pub const BLOCK: usize = 32;
+
+/// Which elements of a token share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scaling {
+    /// The 32 elements of a block.
+    PerBlock,
+    /// The 256 elements that a block of the K formats spans; what remains at the end of a row is
+    /// a run of its own.
+    PerSuper,
+}
+
+impl Scaling {
+    /// Elements that share a scale.
+    pub const fn run(self) -> usize {
+        match self {
+            Scaling::PerBlock => BLOCK,
+            Scaling::PerSuper => 8 * BLOCK,
+        }
+    }
+}
 
 /// One block of one token: a cache line. The sums are kept in every scaling that a format wants,
 /// so that a kernel has but to load them.
@@ -58,13 +78,14 @@ pub struct QActs<'a> {
     data: &'a [u8],
     tokens: usize,
     k: usize,
+    scaling: Scaling,
 }
 
 impl<'a> QActs<'a> {
     /// A view of scratch bytes that [`QActsMut`] or [`quantize_row_raw`] filled for the same
-    /// `tokens` and `k`. `None` when the length is not what [`act_bytes`] says.
-    pub fn new(data: &'a [u8], tokens: usize, k: usize) -> Option<QActs<'a>> {
-        (act_bytes(tokens, k)? == data.len()).then_some(QActs { data, tokens, k })
+    /// `tokens`, `k` and `scaling`. `None` when the length is not what [`act_bytes`] says.
+    pub fn new(data: &'a [u8], tokens: usize, k: usize, scaling: Scaling) -> Option<QActs<'a>> {
+        (act_bytes(tokens, k)? == data.len()).then_some(QActs { data, tokens, k, scaling })
     }
 
     /// Number of tokens.
@@ -75,6 +96,16 @@ impl<'a> QActs<'a> {
     /// Elements per token.
     pub fn k(&self) -> usize {
         self.k
+    }
+
+    /// Which elements share a scale.
+    pub fn scaling(&self) -> Scaling {
+        self.scaling
+    }
+
+    /// Bytes from a whole tile to the next.
+    pub(crate) fn tile_stride(&self) -> usize {
+        TILE * (self.k / BLOCK) * BLOCK_BYTES
     }
 
     /// Start of the records of token `t` in block 0, and the bytes from block to block.
@@ -97,13 +128,19 @@ pub struct QActsMut<'a> {
     data: &'a mut [u8],
     tokens: usize,
     k: usize,
+    scaling: Scaling,
 }
 
 impl<'a> QActsMut<'a> {
     /// Takes scratch for `tokens` rows of `k` elements; `None` when its length is not what
     /// [`act_bytes`] says.
-    pub fn new(data: &'a mut [u8], tokens: usize, k: usize) -> Option<QActsMut<'a>> {
-        (act_bytes(tokens, k)? == data.len()).then_some(QActsMut { data, tokens, k })
+    pub fn new(
+        data: &'a mut [u8],
+        tokens: usize,
+        k: usize,
+        scaling: Scaling,
+    ) -> Option<QActsMut<'a>> {
+        (act_bytes(tokens, k)? == data.len()).then_some(QActsMut { data, tokens, k, scaling })
     }
 
     /// Quantises `x`, the row of token `t`.
@@ -113,12 +150,12 @@ impl<'a> QActsMut<'a> {
     pub fn quantize_row(&mut self, t: usize, x: &[f32]) {
         assert!(t < self.tokens && x.len() == self.k, "token {t}, row of {}", x.len());
         // SAFETY: the constructor checked the length of the scratch, which we borrow mutably.
-        unsafe { quantize_row_raw(self.data.as_mut_ptr(), self.tokens, t, x) }
+        unsafe { quantize_row_raw(self.data.as_mut_ptr(), self.tokens, t, x, self.scaling) }
     }
 
     /// The filled scratch as the products take it.
     pub fn finish(self) -> QActs<'a> {
-        QActs { data: self.data, tokens: self.tokens, k: self.k }
+        QActs { data: self.data, tokens: self.tokens, k: self.k, scaling: self.scaling }
     }
 }
 
@@ -128,14 +165,20 @@ impl<'a> QActsMut<'a> {
 /// # Safety
 /// `base` must be valid for writes of `act_bytes(tokens, x.len())` bytes, `t < tokens`, the length
 /// of `x` a multiple of 32, and no one else may access this token's records meanwhile.
-pub unsafe fn quantize_row_raw(base: *mut u8, tokens: usize, t: usize, x: &[f32]) {
+pub unsafe fn quantize_row_raw(
+    base: *mut u8,
+    tokens: usize,
+    t: usize,
+    x: &[f32],
+    scaling: Scaling,
+) {
     #[cfg(target_arch = "x86_64")]
     if super::isa::Isa::detect() >= super::isa::Isa::Avx2 {
         // SAFETY: every level from AVX2 up implies these features; the rest is the caller's.
-        return unsafe { quantize_row_avx2(base, tokens, t, x) };
+        return unsafe { quantize_row_avx2(base, tokens, t, x, scaling) };
     }
     // SAFETY: the caller's promise.
-    unsafe { quantize_row_body(base, tokens, t, x) }
+    unsafe { quantize_row_body(base, tokens, t, x, scaling) }
 }
 
 /// [`quantize_row_raw`] compiled for AVX2: same code, wider vectors, equal results (no step may
@@ -145,35 +188,47 @@ pub unsafe fn quantize_row_raw(base: *mut u8, tokens: usize, t: usize, x: &[f32]
 /// As [`quantize_row_raw`], on a machine with AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn quantize_row_avx2(base: *mut u8, tokens: usize, t: usize, x: &[f32]) {
+unsafe fn quantize_row_avx2(base: *mut u8, tokens: usize, t: usize, x: &[f32], scaling: Scaling) {
     // SAFETY: the caller's promise.
-    unsafe { quantize_row_body(base, tokens, t, x) }
+    unsafe { quantize_row_body(base, tokens, t, x, scaling) }
 }
 
 /// # Safety
 /// As [`quantize_row_raw`].
 #[inline(always)]
-unsafe fn quantize_row_body(base: *mut u8, tokens: usize, t: usize, x: &[f32]) {
+unsafe fn quantize_row_body(base: *mut u8, tokens: usize, t: usize, x: &[f32], scaling: Scaling) {
     let (at, step) = place(tokens, x.len(), t);
-    for (b, values) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let block = quantize_block(values);
-        // SAFETY: `place` stays within `act_bytes`; the record may be unaligned.
-        unsafe { base.add(at + b * step).cast::<ActBlock>().write_unaligned(block) };
+    let mut at = at;
+    for run in x.chunks(scaling.run()) {
+        let amax = amax(run);
+        for values in run.as_chunks::<BLOCK>().0 {
+            let block = quantize_block(values, amax);
+            // SAFETY: `place` stays within `act_bytes`; the record may be unaligned.
+            unsafe { base.add(at).cast::<ActBlock>().write_unaligned(block) };
+            at += step;
+        }
     }
 }
 
 /// Adding and subtracting this rounds a float of magnitude below 2^22 to an integer, ties to even.
 const ROUND: f32 = 12_582_912.0;
 
+/// The largest magnitude of a run of whole blocks, or what is not finite in it.
 #[inline(always)]
-fn quantize_block(x: &[f32; BLOCK]) -> ActBlock {
+fn amax(run: &[f32]) -> f32 {
     // The bits of magnitudes order as integers do, with infinities and NaNs on top.
-    let mut top = [0u32; 8];
-    for (i, v) in x.iter().enumerate() {
-        let bits = v.to_bits() & 0x7fff_ffff;
-        top[i % 8] = top[i % 8].max(bits);
+    let mut top = [0u32; BLOCK];
+    for x in run.as_chunks::<BLOCK>().0 {
+        for (top, v) in top.iter_mut().zip(x) {
+            *top = (*top).max(v.to_bits() & 0x7fff_ffff);
+        }
     }
-    let amax = f32::from_bits(top.iter().fold(0, |a, &b| a.max(b)));
+    f32::from_bits(top.iter().fold(0, |a, &b| a.max(b)))
+}
+
+/// One block of a run whose largest magnitude is `amax`.
+#[inline(always)]
+fn quantize_block(x: &[f32; BLOCK], amax: f32) -> ActBlock {
     let inverse = 127.0 / amax;
     let mut block = ActBlock {
         q: [0; BLOCK],
@@ -215,39 +270,55 @@ mod tests {
         unsafe { bytes.as_ptr().cast::<ActBlock>().read_unaligned() }
     }
 
+    fn check_codes(block: &ActBlock, x: &[f32]) {
+        assert!(block.q.iter().all(|&q| q != -128));
+        for (q, v) in block.q.iter().zip(x) {
+            assert!((f32::from(*q) * block.d - v).abs() <= block.d * 0.5001);
+        }
+        let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
+        let total = -sum(&block.q);
+        assert_eq!(block.nsum, total as f32);
+        assert_eq!(block.nsum_times, [8, 16, 128].map(|n| total * n));
+        let halves = [-sum(&block.q[..16]), -sum(&block.q[16..])];
+        assert_eq!(block.nhalf_times_32, halves.map(|h| h * 32));
+    }
+
     #[test]
     fn codes_are_nearest_and_sums_match() {
-        let (tokens, k) = (19, 96);
+        let (tokens, k) = (19, 96 + 256);
         let mut rng = fastrand::Rng::with_seed(7);
-        let mut data = vec![0xaa; act_bytes(tokens, k).unwrap()];
         let rows: Vec<Vec<f32>> = (0..tokens)
             .map(|t| (0..k).map(|_| (rng.f32() - 0.5) * 10f32.powi(t as i32 - 9)).collect())
             .collect();
-        let mut acts = QActsMut::new(&mut data, tokens, k).unwrap();
-        for (t, row) in rows.iter().enumerate() {
-            acts.quantize_row(t, row);
-        }
-        assert_eq!(acts.finish().tokens(), tokens);
-        for (t, row) in rows.iter().enumerate() {
-            for (b, x) in row.chunks(BLOCK).enumerate() {
-                let block = block_of(&data, tokens, k, t, b);
-                assert!(block.q.iter().all(|&q| q != -128));
-                assert!(block.q.iter().any(|&q| q.abs() == 127));
-                for (q, v) in block.q.iter().zip(x) {
-                    assert!((f32::from(*q) * block.d - v).abs() <= block.d * 0.5001);
+        for scaling in [Scaling::PerBlock, Scaling::PerSuper] {
+            let mut data = vec![0xaa; act_bytes(tokens, k).unwrap()];
+            let mut acts = QActsMut::new(&mut data, tokens, k, scaling).unwrap();
+            for (t, row) in rows.iter().enumerate() {
+                acts.quantize_row(t, row);
+            }
+            let acts = acts.finish();
+            assert_eq!((acts.tokens(), acts.scaling()), (tokens, scaling));
+            for (t, row) in rows.iter().enumerate() {
+                let mut b = 0;
+                for run in row.chunks(scaling.run()) {
+                    let largest = run.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+                    let first = b;
+                    for x in run.chunks(BLOCK) {
+                        let block = block_of(&data, tokens, k, t, b);
+                        assert_eq!(block.d, largest / 127.0);
+                        check_codes(&block, x);
+                        b += 1;
+                    }
+                    let codes = (first..b).flat_map(|b| block_of(&data, tokens, k, t, b).q);
+                    assert_eq!(codes.map(|q| q.unsigned_abs()).max(), Some(127));
                 }
-                let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
-                let total = -sum(&block.q);
-                assert_eq!(block.nsum, total as f32);
-                assert_eq!(block.nsum_times, [8, 16, 128].map(|n| total * n));
-                let halves = [-sum(&block.q[..16]), -sum(&block.q[16..])];
-                assert_eq!(block.nhalf_times_32, halves.map(|h| h * 32));
             }
         }
     }
 
     #[test]
     fn ties_go_to_even_and_odd_values_are_tamed() {
+        let quantize_block = |x: &[f32; BLOCK]| quantize_block(x, amax(x));
         let mut x = [0.0; BLOCK];
         (x[0], x[1], x[2], x[3]) = (127.0, 0.5, 1.5, -2.5);
         assert_eq!(quantize_block(&x).q[..4], [127, 0, 2, -2]);
@@ -269,7 +340,7 @@ mod tests {
         assert_eq!(act_bytes(3, 64), Some(3 * 2 * 64));
         assert_eq!(act_bytes(3, 33), None);
         assert_eq!(act_bytes(usize::MAX, 64), None);
-        assert!(QActs::new(&[0; 127], 1, 64).is_none());
-        assert!(QActsMut::new(&mut [0; 129], 1, 64).is_none());
+        assert!(QActs::new(&[0; 127], 1, 64, Scaling::PerBlock).is_none());
+        assert!(QActsMut::new(&mut [0; 129], 1, 64, Scaling::PerSuper).is_none());
     }
 }

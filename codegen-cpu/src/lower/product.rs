@@ -7,7 +7,7 @@
 use aether_ir::{DType, Layout, Op, TensorType};
 
 use super::{Count, Lower, Lowered, Site, View};
-use crate::kernels::act_quant::{self, QActs};
+use crate::kernels::act_quant::{self, QActs, Scaling};
 use crate::kernels::elementwise::{self, Binary, Unary};
 use crate::kernels::gemm::{self, Load, Weights};
 use crate::kernels::isa::Isa;
@@ -89,6 +89,13 @@ impl Part {
     fn groups(&self) -> usize {
         self.rows.div_ceil(GROUP)
     }
+
+    /// Whether a packed weight of the part wants activations with one scale per 256 elements.
+    fn is_super(&self) -> bool {
+        let dtypes = [Some(self.dtype), self.up.map(|(_, dtype)| dtype)];
+        let per_super = |d: DType| qmatmul::scaling(d) == Scaling::PerSuper;
+        self.packed && dtypes.into_iter().flatten().any(per_super)
+    }
 }
 
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
@@ -116,6 +123,9 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
     let max_tokens = super::max_count(&x.ty.shape.0[..x.ty.rank() - 1], &lower.module.symbols);
     let any_packed = parts.iter().any(|p| p.packed);
     let any_dense = parts.iter().any(|p| !p.packed);
+    // All parts read the same activations. Scales per 256 suit weights in smaller blocks too.
+    let any_super = parts.iter().any(Part::is_super);
+    let scaling = if any_super { Scaling::PerSuper } else { Scaling::PerBlock };
     let isa = lower.opts.isa;
     let plan = ScratchPlan::new(isa, lower.opts.threads, max_tokens, k, any_packed, any_dense);
     let scratch = site.scratch(plan.total)?;
@@ -126,7 +136,7 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
         scratch.range,
         plan,
         (tokens.clone(), k),
-        (any_packed, any_dense),
+        (any_packed.then_some(scaling), any_dense),
     );
 
     let x_loc = x.loc;
@@ -143,7 +153,8 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
             if tokens == 0 {
                 return;
             }
-            let input = Input { ctx, isa, x: x_loc, base, plan, tokens, k, worker: work.index };
+            let input =
+                Input { ctx, isa, x: x_loc, base, plan, tokens, k, scaling, worker: work.index };
             // Small claims balance workers on a busy machine; a group of a large product is
             // long enough by itself.
             work.split(total, 16, |range| {
@@ -272,7 +283,7 @@ fn prepare(
     range: Option<super::access::Range>,
     plan: ScratchPlan,
     (tokens, k): (Count, usize),
-    (packed, dense): (bool, bool),
+    (packed, dense): (Option<Scaling>, bool),
 ) {
     let (x, isa) = (&site.inputs[0], lower.opts.isa);
     let x_loc = x.loc;
@@ -287,7 +298,7 @@ fn prepare(
             } else {
                 0
             };
-            let rows = if packed { tokens } else { 0 };
+            let rows = if packed.is_some() { tokens } else { 0 };
             work.split(rows + panels, 4, |r| {
                 for i in r {
                     // SAFETY: the left operand has `tokens` rows of k; the scratch was planned
@@ -295,9 +306,9 @@ fn prepare(
                     unsafe {
                         let x = ctx.ptr(x_loc).cast::<f32>();
                         let base = ctx.ptr(base);
-                        if i < rows {
+                        if let Some(scaling) = packed.filter(|_| i < rows) {
                             let row = std::slice::from_raw_parts(x.add(i * k), k);
-                            act_quant::quantize_row_raw(base, tokens, i, row);
+                            act_quant::quantize_row_raw(base, tokens, i, row, scaling);
                         } else {
                             let x = std::slice::from_raw_parts(x, tokens * k);
                             let out = base.add(plan.acts).cast::<f32>();
@@ -319,6 +330,7 @@ struct Input<'a> {
     plan: ScratchPlan,
     tokens: usize,
     k: usize,
+    scaling: Scaling,
     worker: usize,
 }
 
@@ -344,7 +356,8 @@ impl Input<'_> {
         let bytes = act_quant::act_bytes(self.tokens, self.k).unwrap_or(0);
         // SAFETY: the step before filled these bytes of the scratch.
         let acts = unsafe { std::slice::from_raw_parts(self.ctx.ptr(self.base), bytes) };
-        let acts = QActs::new(acts, self.tokens, self.k).ok_or("k is no multiple of 32")?;
+        let acts =
+            QActs::new(acts, self.tokens, self.k, self.scaling).ok_or("k is no multiple of 32")?;
         let weights = self.matrix(part.weight, part.dtype, part.rows)?;
         let out = OutPtr { ptr: self.ctx.ptr(part.out).cast(), stride: part.rows };
         if let Some((up, dtype)) = part.up {

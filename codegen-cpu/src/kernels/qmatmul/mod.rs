@@ -6,8 +6,9 @@
 //! starts threads: callers split the row groups. Weights are read once per product as long as
 //! there are few tokens, and once from memory in any case.
 //!
-//! Integer sums are exact; rounding comes from the activations' 8 bits and from one `f32`
-//! multiply-add per block of 32.
+//! Integer sums are exact; rounding comes from the activations' 8 bits and from one or two `f32`
+//! multiply-adds per block of 32. Weights in blocks of 256 want activations with one scale per
+//! 256 ([`scaling`]), which lets wide tiles apply it once per 256.
 
 mod epilogue;
 mod format;
@@ -27,16 +28,22 @@ use std::ops::Range;
 
 use aether_ir::DType;
 
-use super::act_quant::{QActs, TILE};
+use super::act_quant::{QActs, Scaling, TILE};
 use super::isa::Isa;
 use super::packed::{GROUP, PackedMatrix};
-use tile::Tiles;
+use tile::{Records, Tiles};
 
 pub use epilogue::{Epilogue, Gate};
 
 /// Bytes of packed weights that are worked through with one tile of tokens after the other before
 /// going on: they stay in the second-level cache meanwhile.
 const CHUNK: usize = 384 << 10;
+
+/// Tokens that a group in blocks of 256 is multiplied with before the next group: whole tiles, for
+/// which codes are unpacked once. Their activations may be larger than the second-level cache: they are read
+/// as a stream, at a pace that the third level keeps (limits that kept them in the second were
+/// slower).
+const WIDE: usize = 4 * TILE;
 
 /// Why a product cannot be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +54,9 @@ pub enum QMatmulError {
     /// The rows of the matrix and the activations differ in length.
     #[error("activations of {acts} elements do not fit rows of {cols}")]
     Length { acts: usize, cols: usize },
+    /// The activations have scales per 32 elements, the weights blocks of 256.
+    #[error("{0} weights need activations with one scale per 256 elements")]
+    Scaling(DType),
     /// The two matrices of a gated product differ in shape.
     #[error("gate is {gate:?}, up is {up:?}; both must have the same rows and columns")]
     GateShape { gate: (usize, usize), up: (usize, usize) },
@@ -87,8 +97,8 @@ pub unsafe fn qmatmul(
 ) -> Result<(), QMatmulError> {
     let kernel = Kernel::new(isa, weights, acts, &range)?;
     epilogue.check(weights.rows())?;
-    let rows = weights.rows();
-    for_tiles(range, weights.group_len(), acts.tokens(), |group, first, count| {
+    let (rows, wide) = (weights.rows(), wide(weights));
+    for_tiles(range, weights.group_len(), (acts.tokens(), wide), |group, first, count| {
         let mut sums = Sums::uninit();
         let sums = kernel.run(weights, acts, group, first, count, &mut sums);
         let row = group * GROUP;
@@ -123,7 +133,8 @@ pub unsafe fn qmatmul_gated(
     let up_kernel = Kernel::new(isa, up, acts, &range)?;
     let rows = gate.rows();
     let group_len = gate.group_len() + up.group_len();
-    for_tiles(range, group_len, acts.tokens(), |group, first, count| {
+    let wide = wide(gate).max(wide(up));
+    for_tiles(range, group_len, (acts.tokens(), wide), |group, first, count| {
         let (mut a, mut b) = (Sums::uninit(), Sums::uninit());
         let a = gate_kernel.run(gate, acts, group, first, count, &mut a);
         let b = up_kernel.run(up, acts, group, first, count, &mut b);
@@ -161,21 +172,35 @@ pub fn supports(dtype: DType) -> bool {
     tile::tiles(Isa::Scalar, dtype).is_some()
 }
 
-/// Visits every group of the range with every tile of tokens, in an order that keeps a chunk of
-/// groups in cache while the tiles pass over it. Calls `visit(group, first token, tokens)`.
+/// How activations must be scaled for weights of a type: per position of its packed form.
+pub fn scaling(dtype: DType) -> Scaling {
+    if dtype.block_len() == Scaling::PerSuper.run() { Scaling::PerSuper } else { Scaling::PerBlock }
+}
+
+/// Tokens that a group of a matrix is multiplied with before the next group.
+fn wide(weights: &PackedMatrix) -> usize {
+    match scaling(weights.dtype()) {
+        Scaling::PerBlock => TILE,
+        Scaling::PerSuper => WIDE,
+    }
+}
+
+/// Visits every group of the range with all tokens, `wide` of them at once, in an order that
+/// keeps a chunk of groups in cache while the tokens pass over it. Calls
+/// `visit(group, first token, tokens)`.
 #[inline]
 fn for_tiles(
     range: Range<usize>,
     group_len: usize,
-    tokens: usize,
+    (tokens, wide): (usize, usize),
     mut visit: impl FnMut(usize, usize, usize),
 ) {
     let chunk = (CHUNK / group_len.max(1)).max(1);
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min(start.saturating_add(chunk));
-        for first in (0..tokens).step_by(TILE) {
-            let count = TILE.min(tokens - first);
+        for first in (0..tokens).step_by(wide) {
+            let count = wide.min(tokens - first);
             for group in start..end {
                 visit(group, first, count);
             }
@@ -184,9 +209,9 @@ fn for_tiles(
     }
 }
 
-/// The sums of one group and one tile of tokens. Not zeroed: the tiles write what is used, and
+/// The sums of one group and some tiles of tokens. Not zeroed: the tiles write what is used, and
 /// zeroing took some 3 % of a prompt's time.
-type Sums = MaybeUninit<[f32; GROUP * TILE]>;
+type Sums = MaybeUninit<[f32; GROUP * WIDE]>;
 
 /// The chosen kernels of one product, with all sizes checked.
 struct Kernel {
@@ -204,6 +229,9 @@ impl Kernel {
         if acts.k() != weights.cols() {
             return Err(QMatmulError::Length { acts: acts.k(), cols: weights.cols() });
         }
+        if scaling(weights.dtype()) == Scaling::PerSuper && acts.scaling() != Scaling::PerSuper {
+            return Err(QMatmulError::Scaling(weights.dtype()));
+        }
         let groups = weights.groups();
         if range.start > range.end || range.end > groups {
             return Err(QMatmulError::Range { start: range.start, end: range.end, groups });
@@ -212,7 +240,8 @@ impl Kernel {
         Ok(Kernel { tiles, positions: weights.cols() / weights.dtype().block_len() })
     }
 
-    /// The products of one group with `count` tokens of one tile, 16 sums per token.
+    /// The products of one group with `count` tokens from the tile's start `first` on, 16 sums per
+    /// token.
     #[inline]
     fn run<'s>(
         &self,
@@ -223,21 +252,22 @@ impl Kernel {
         count: usize,
         sums: &'s mut Sums,
     ) -> &'s mut [f32] {
-        assert!(count <= TILE, "a tile of {count} tokens");
+        assert!(count <= WIDE && first.is_multiple_of(TILE), "{count} tokens from {first} on");
         let base = sums.as_mut_ptr().cast::<f32>();
         let packed = weights.group(group);
         let mut done = 0;
         for (width, tile) in self.tiles.widths.iter().zip(&self.tiles.tiles) {
             while count - done >= *width {
+                let tiles = if *width == TILE { (count - done) / TILE } else { 1 };
                 let (records, step) = acts.token(first + done);
+                let stride = acts.tile_stride();
+                let records = Records { first: records.as_ptr(), step, tiles, stride };
                 // SAFETY: `new` checked instruction set and sizes: the group holds `positions`
-                // positions, and `records` the blocks of `width` tokens of this tile, `step`
-                // bytes apart, because `count` stays within the tile, as the sums do.
-                unsafe {
-                    let out = base.add(done * GROUP);
-                    tile(packed.as_ptr(), self.positions, records.as_ptr(), step, out);
-                }
-                done += width;
+                // positions, and the records are those of tokens below `first + count`: widths
+                // divide the tile or come after all whole tiles, so a kernel narrower than the
+                // tile stays within one. The sums hold `count` tokens.
+                unsafe { tile(packed.as_ptr(), self.positions, records, base.add(done * GROUP)) };
+                done += width * tiles;
             }
         }
         // SAFETY: the last width is 1, so the tiles wrote the sums of all `count` tokens.
@@ -252,10 +282,10 @@ mod tests {
     #[test]
     fn tiles_cover_every_group_and_token_once() {
         for group_len in [0, 1, 100_000, 200_000, usize::MAX] {
-            for tokens in [0, 1, 16, 17, 50] {
-                let mut seen = vec![[0; 50]; 9];
-                for_tiles(2..9, group_len, tokens, |group, first, count| {
-                    assert!(count <= TILE && first % TILE == 0);
+            for (tokens, wide) in [(0, 16), (1, 64), (16, 16), (17, 16), (64, 64), (150, 64)] {
+                let mut seen = vec![[0; 150]; 9];
+                for_tiles(2..9, group_len, (tokens, wide), |group, first, count| {
+                    assert!(count <= wide && first % TILE == 0);
                     seen[group][first..first + count].iter_mut().for_each(|n| *n += 1);
                 });
                 for (group, seen) in seen.iter().enumerate() {

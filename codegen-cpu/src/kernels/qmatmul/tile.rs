@@ -1,9 +1,12 @@
 //! The inner product: 16 rows times up to 16 tokens over the whole length of the rows.
 //!
 //! Codes of a block are unpacked once into eight vectors and used for every token of the tile;
-//! the sums of all tokens stay in registers from the first block to the last. The choice of
-//! format, tile width and instruction set is made once per product, by a table of functions.
+//! the sums of all tokens stay in registers from the first block to the last. Formats of 256
+//! elements meet activations with one scale per 256: wide tiles then unpack a whole position for
+//! several tiles of tokens, and apply the tokens' scales once per position. The choice of format,
+//! tile width and instruction set is made once per product, by a table of functions.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use aether_ir::DType;
@@ -15,14 +18,27 @@ use crate::kernels::isa::Isa;
 
 /// Computes 16 rows times some tokens and writes 16 sums per token, token after token.
 ///
-/// Arguments: the packed group, the number of packed positions in it, the first token's record in
-/// block 0, the bytes from block to block there, and the output.
+/// Arguments: the packed group, the number of packed positions in it, the tokens' records, and
+/// the output.
 ///
 /// # Safety
 /// The machine has the kernel's instruction set, the group holds that many positions of its
-/// format, the records of all tokens of the tile are valid for every block, and the output is
-/// valid for writes of 16 floats per token.
-pub(super) type Tile = unsafe fn(*const u8, usize, *const u8, usize, *mut f32);
+/// format, the records of all tokens of all tiles are valid for every block, and the output is
+/// valid for reads and writes of 16 floats per token.
+pub(super) type Tile = unsafe fn(*const u8, usize, Records, *mut f32);
+
+/// Where the records of a kernel's tokens lie.
+#[derive(Clone, Copy)]
+pub(super) struct Records {
+    /// The first token's record in block 0; those of the other tokens of its tile follow.
+    pub first: *const u8,
+    /// Bytes from block to block.
+    pub step: usize,
+    /// Tiles, each as wide as the kernel.
+    pub tiles: usize,
+    /// Bytes from tile to tile.
+    pub stride: usize,
+}
 
 /// The kernels of one format and instruction set.
 #[derive(Clone, Copy)]
@@ -36,6 +52,16 @@ pub(super) struct Tiles {
 /// Widest tile that works span by span: the integer sums of all blocks of a span and all tokens
 /// must stay in registers.
 const SPAN_TOKENS: usize = 4;
+
+/// Most blocks of a position.
+const MAX_BLOCKS: usize = 8;
+
+/// Keeps loads on their side: without it, the compiler works on all tokens of a tile at once and
+/// runs out of registers, or scrambles the order in which codes are read.
+#[inline(always)]
+fn fence() {
+    compiler_fence(Ordering::SeqCst);
+}
 
 /// Repeats the body for every token below `$width`, the number being known to the compiler.
 macro_rules! for_tokens {
@@ -56,6 +82,87 @@ macro_rules! for_tokens {
 /// As [`Tile`], and inlined into a function that enables the features of `S`.
 #[inline(always)]
 unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
+    w: *const u8,
+    positions: usize,
+    acts: Records,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's promise, tile by tile.
+    unsafe {
+        if Q::BLOCKS > 1 && W > SPAN_TOKENS {
+            return positions_once::<S, Q, W>(w, positions, acts, out);
+        }
+        for i in 0..acts.tiles {
+            let (act, out) = (acts.first.add(i * acts.stride), out.add(i * 16 * W));
+            one_tile::<S, Q, W>(w, positions, act, acts.step, out);
+        }
+    }
+}
+
+/// Tiles of tokens times positions of several blocks. A position is unpacked once for all tiles;
+/// its products with a token are summed before they meet the token's scale, which is the same in
+/// all its blocks. The sums over positions are kept in the output.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn positions_once<S: Lanes, Q: Format, const W: usize>(
+    mut w: *const u8,
+    positions: usize,
+    acts: Records,
+    out: *mut f32,
+) {
+    // SAFETY: pointers advance through the positions, blocks and tiles the caller vouched for.
+    unsafe {
+        let zero = S::zero_f();
+        for t in 0..acts.tiles * W {
+            S::store_f(out.add(16 * t), zero);
+        }
+        let mut scales = Scales::<S> { scale: [zero; 16], min: [zero; 16] };
+        let mut codes = [const { MaybeUninit::<[S::C; 8]>::uninit() }; MAX_BLOCKS];
+        let mut first = acts.first;
+        for _ in 0..positions {
+            Q::scales::<S>(w, &mut scales);
+            for (b, codes) in codes.iter_mut().enumerate().take(Q::BLOCKS) {
+                codes.write(Q::codes::<S>(w, b));
+            }
+            for i in 0..acts.tiles {
+                let mut act = first.add(i * acts.stride);
+                let out = out.add(i * 16 * W);
+                let mut sums = [zero; W];
+                for (b, codes) in codes.iter().enumerate().take(Q::BLOCKS) {
+                    // All `BLOCKS` entries were written above.
+                    let codes = codes.assume_init();
+                    for_tokens!(W, t => {
+                        if t.is_multiple_of(4) {
+                            fence();
+                            let token = act.add(t * BLOCK_BYTES);
+                            let old = std::array::from_fn(|n| sums[t + n]);
+                            let new = dots::<S, Q, 4>(&codes, token, &scales, b, old.map(Some));
+                            sums[t..t + 4].copy_from_slice(&new);
+                        }
+                    });
+                    act = act.add(acts.step);
+                }
+                // The scales stand in the records of every block; the last ones were just read.
+                let last = act.sub(acts.step);
+                for_tokens!(W, t => {
+                    let (d, out) = (S::splat(last.add(t * BLOCK_BYTES + D).cast()), out.add(16 * t));
+                    S::store_f(out, S::fma(sums[t], d, S::load_f(out)));
+                });
+            }
+            first = first.add(Q::BLOCKS * acts.step);
+            w = w.add(Q::BYTES);
+        }
+    }
+}
+
+/// One tile of tokens.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn one_tile<S: Lanes, Q: Format, const W: usize>(
     mut w: *const u8,
     positions: usize,
     mut act: *const u8,
@@ -129,7 +236,7 @@ unsafe fn span<S: Lanes, Q: Format, const W: usize>(
             for g in 4 * h..4 * h + 4 {
                 // Loads stay in the order of memory: scrambled, they are no stream that the machine
                 // recognises and reads ahead (q6_k then decodes at a quarter of the speed).
-                compiler_fence(Ordering::SeqCst);
+                fence();
                 let codes = Q::span::<S>(w, s, g);
                 for (i, (ints, code)) in ints.iter_mut().zip(codes).enumerate().take(Q::SPAN) {
                     for (t, int) in ints.iter_mut().enumerate() {
@@ -142,7 +249,8 @@ unsafe fn span<S: Lanes, Q: Format, const W: usize>(
                 for (i, (ints, sums)) in ints.iter().zip(&mut sums).enumerate().take(Q::SPAN) {
                     for (t, (int, sum)) in ints.iter().zip(sums).enumerate() {
                         let b = Q::SPAN * s + i;
-                        *sum = scaled::<S, Q>(*int, token(i, t), scales, b, h, *sum);
+                        let before = (h > 0).then_some(*sum);
+                        *sum = scaled::<S, Q>(*int, token(i, t), scales, b, h, before);
                     }
                 }
             }
@@ -168,12 +276,10 @@ unsafe fn add<S: Lanes, Q: Format, const N: usize, const W: usize>(
     acc: &mut [S::F; W],
     t: usize,
 ) {
-    // Loads do not move across: without this, the compiler works on all tokens of a tile at once
-    // and runs out of registers.
-    compiler_fence(Ordering::SeqCst);
+    fence();
     // SAFETY: the caller's promise.
     unsafe {
-        let sums = dots::<S, Q, N>(codes, tokens, scales, b);
+        let sums = dots::<S, Q, N>(codes, tokens, scales, b, [None; N]);
         for n in 0..N {
             let d = S::splat(tokens.add(n * BLOCK_BYTES + D).cast());
             acc[t + n] = S::fma(sums[n], d, acc[t + n]);
@@ -181,8 +287,8 @@ unsafe fn add<S: Lanes, Q: Format, const N: usize, const W: usize>(
     }
 }
 
-/// The products of one block with `N` tokens, scaled by all but the tokens' scales. The chains of
-/// several tokens run side by side.
+/// The products of one block with `N` tokens, scaled by all but the tokens' scales and added to
+/// `sums`, if there are any. The chains of several tokens run side by side.
 ///
 /// # Safety
 /// As [`tile`]; `tokens` points to the first token's record.
@@ -192,10 +298,10 @@ unsafe fn dots<S: Lanes, Q: Format, const N: usize>(
     tokens: *const u8,
     scales: &Scales<S>,
     b: usize,
+    mut sums: [Option<S::F>; N],
 ) -> [S::F; N] {
     // SAFETY: the caller's promise; all reads are within the records.
     unsafe {
-        let mut sums = [S::zero_f(); N];
         let (runs, len) = if Q::HALVES { (2, 4) } else { (1, 8) };
         for h in 0..runs {
             let mut acc = [S::zero_i(); N];
@@ -210,10 +316,10 @@ unsafe fn dots<S: Lanes, Q: Format, const N: usize>(
             }
             for n in 0..N {
                 let token = tokens.add(n * BLOCK_BYTES);
-                sums[n] = scaled::<S, Q>(acc[n], token, scales, b, h, sums[n]);
+                sums[n] = Some(scaled::<S, Q>(acc[n], token, scales, b, h, sums[n]));
             }
         }
-        sums
+        sums.map(|sum| sum.unwrap_or(S::zero_f()))
     }
 }
 
@@ -239,7 +345,8 @@ unsafe fn start<S: Lanes, Q: Format>(token: *const u8, h: usize) -> S::I {
     unsafe { S::splat_shr(token.add(at).cast(), log2 - Q::OFFSET_LOG2) }
 }
 
-/// Adds a finished integer sum, scaled by all but the token's scale, and the share of the minimum.
+/// Adds a finished integer sum, scaled by all but the token's scale, and the share of the minimum
+/// to `sums`, if there are any.
 ///
 /// # Safety
 /// As [`tile`]; `token` points to a record.
@@ -250,15 +357,15 @@ unsafe fn scaled<S: Lanes, Q: Format>(
     scales: &Scales<S>,
     b: usize,
     h: usize,
-    sums: S::F,
+    sums: Option<S::F>,
 ) -> S::F {
     // SAFETY: within the record.
     unsafe {
         let at = if Q::HALVES { 2 * b + h } else { b };
         let acc = S::to_f(acc);
-        let sums = match h {
-            0 => S::mul(acc, scales.scale[at]),
-            _ => S::fma(acc, scales.scale[at], sums),
+        let sums = match sums {
+            None => S::mul(acc, scales.scale[at]),
+            Some(sums) => S::fma(acc, scales.scale[at], sums),
         };
         match (Q::MIN, Q::HALVES) {
             (false, _) => sums,
@@ -290,12 +397,11 @@ macro_rules! level {
             unsafe fn run<Q: Format, const W: usize>(
                 w: *const u8,
                 positions: usize,
-                act: *const u8,
-                step: usize,
+                acts: Records,
                 out: *mut f32,
             ) {
                 // SAFETY: the caller's promise; the features are enabled here.
-                unsafe { tile::<$lanes, Q, W>(w, positions, act, step, out) }
+                unsafe { tile::<$lanes, Q, W>(w, positions, acts, out) }
             }
             const WIDTHS: &[usize] = &[$($w),*];
             macro_rules! tiles {
