@@ -101,7 +101,7 @@ unsafe fn tile<S: Lanes, Q: Format, const W: usize>(
 
 /// Tiles of tokens times positions of several blocks. A position is unpacked once for all tiles;
 /// its products with a token are summed before they meet the token's scale, which is the same in
-/// all its blocks. The sums over positions are kept in the output.
+/// all its blocks. The sums over positions are kept in the output. `W` is a multiple of 4.
 ///
 /// # Safety
 /// As [`tile`].
