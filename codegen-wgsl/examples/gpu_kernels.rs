@@ -243,12 +243,22 @@ impl Bench {
         for subgroups in if many { vec![2, 4, 8, 16] } else { vec![4, 8] } {
             for rows in [1, 2, 4] {
                 for steps in if many { vec![1, 2, 4] } else { vec![1, 2] } {
-                    for (prefetch, passes) in [(true, 1), (false, 1), (false, 2)] {
+                    for (prefetch, passes, held) in
+                        [(true, 1, true), (true, 1, false), (false, 1, true), (false, 2, true)]
+                    {
                         let heavy = rows * steps > 8 || subgroups * rows * passes > 32;
-                        if heavy || (!many && passes > 1) {
+                        if heavy || (!many && (passes > 1 || !held)) {
                             continue;
                         }
-                        all.push(Variant { subgroups, rows, steps, passes, prefetch, tokens: 1 });
+                        all.push(Variant {
+                            subgroups,
+                            rows,
+                            steps,
+                            passes,
+                            prefetch,
+                            held,
+                            tokens: 1,
+                        });
                     }
                 }
             }

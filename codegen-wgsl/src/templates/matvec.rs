@@ -9,13 +9,15 @@
 //! Activations are quantised as ggml's q8_0 does; a block that holds an infinity or NaN gives
 //! NaN. Without subgroups, 32 lanes sum through workgroup memory.
 
+mod stage;
+
 use std::fmt::Write as _;
 
 use aether_ir::DType;
 
+use self::stage::{QUANTIZED, held, limit, rms, stage};
 use super::Site;
 use super::blocks::{Codec, DOT16, Load};
-use super::prepare::quantize;
 use super::product::{Epilogue, Product};
 use super::text::{Elements, Source, Var, dim_text};
 use crate::adapter::Adapter;
@@ -34,6 +36,8 @@ pub struct Variant {
     pub passes: u32,
     /// Read the next blocks before computing with these, the first before the activations.
     pub prefetch: bool,
+    /// Stage the activations out of registers, when they are few enough.
+    pub held: bool,
     /// Most tokens of a workgroup.
     pub tokens: u32,
 }
@@ -42,12 +46,25 @@ impl Variant {
     /// A good choice for a product on an adapter.
     pub fn choose(product: &Product, adapter: &Adapter) -> Variant {
         let lanes = lanes(adapter);
-        let tokens = product.most_tokens.clamp(1, 8) as u32;
         let most = if adapter.subgroup.is_some() { 8 } else { 2 };
         let subgroups = (adapter.workgroup_invocations / lanes).clamp(1, most);
+        if adapter.subgroup.is_none_or(|n| n < 32) {
+            // A software driver, or one that keeps little in flight: short code.
+            let tokens = product.most_tokens.clamp(1, 4) as u32;
+            return Variant {
+                subgroups,
+                rows: 1,
+                steps: 1,
+                passes: 1,
+                prefetch: false,
+                held: false,
+                tokens,
+            };
+        }
+        let tokens = product.most_tokens.clamp(1, 8) as u32;
         let rows = if product.gated || tokens > 2 { 1 } else { 2 };
         let steps = if product.gated || tokens > 1 { 1 } else { 2 };
-        Variant { subgroups, rows, steps, passes: 1, prefetch: true, tokens }
+        Variant { subgroups, rows, steps, passes: 1, prefetch: true, held: true, tokens }
     }
 }
 
@@ -155,6 +172,20 @@ impl Plan<'_> {
         matches!(self.rows[0], Row::Blocks(_))
     }
 
+    /// Whether the activations are staged out of registers.
+    fn is_held(&self) -> bool {
+        let parts = (self.product.k as u32 / 4).div_ceil(self.invocations());
+        self.is_quantized()
+            && self.by_eight()
+            && self.variant.held
+            && parts * self.variant.tokens <= 16
+    }
+
+    /// Whether eight lanes quantise a block.
+    fn by_eight(&self) -> bool {
+        self.subgroup && self.lanes >= 8
+    }
+
     /// Vectors of four f32 in a lane's block.
     fn quads(&self) -> usize {
         self.block / 4
@@ -255,6 +286,9 @@ fn declare(plan: &Plan, source: &mut Source) {
     let (t, chunk) = (plan.variant.tokens as usize, plan.chunk);
     if plan.is_quantized() {
         source.push(DOT16);
+        if plan.by_eight() {
+            source.push(QUANTIZED);
+        }
         source.push(&format!(
             "var<workgroup> codes: array<vec4<u32>, {}>;
 var<workgroup> scales: array<vec2<u32>, {}>;",
@@ -316,15 +350,18 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let _ = writeln!(t, "let token0 = id.y * {}u;", plan.variant.tokens);
     let staging = |chunk: &str| stage(plan, x, norm, chunk);
+    let norms = || norm.map(|(eps, _)| rms(plan, x, *eps)).unwrap_or_default();
     // The first loads of weights go out before the activations are staged.
     let once = plan.chunks() == 1;
     let before = once && plan.variant.prefetch && plan.variant.passes == 1;
-    let norms = norm.map(|(eps, _)| rms(plan, x, *eps)).unwrap_or_default();
-    if !before {
-        t.push_str(&norms);
-    }
-    if once && !before {
-        t.push_str(&staging("0u"));
+    let whole = || match plan.is_held() {
+        true => held(plan, x, norm),
+        false => norms() + &staging("0u"),
+    };
+    if !once {
+        t.push_str(&norms());
+    } else if !before {
+        t.push_str(&whole());
         t.push_str("workgroupBarrier();\n");
     }
     for part in 0..plan.starts.len() - 1 {
@@ -333,7 +370,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let _ = writeln!(t, "if group >= {first}u && group < {end}u {{");
         }
         let weights = if plan.product.gated { vec![0, 1] } else { vec![part] };
-        let prologue = if before { norms.clone() + &staging("0u") } else { String::new() };
+        let prologue = if before { whole() } else { String::new() };
         t.push_str(&rows(plan, &weights, first, &prologue, &staging, epilogue));
         if plan.starts.len() > 2 {
             t.push_str("}\n");
@@ -341,155 +378,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     t.push_str("}\n");
     source.push(&t);
-}
-
-/// `inv0`, …: one over the root mean square of each token's activations.
-fn rms(plan: &Plan, x: &Var, eps: f32) -> String {
-    let (k, wg) = (plan.product.k, plan.invocations());
-    let mut t = String::new();
-    for token in 0..plan.variant.tokens {
-        let row = token_row(plan, token);
-        let _ = writeln!(
-            t,
-            "var square{token} = 0.0;
-for (var i = tid; i < {}u; i += {wg}u) {{
-    let v = {};
-    square{token} += dot(v, v);
-}}",
-            k / 4,
-            x.quad(&format!("{row} * {}u + i", k / 4))
-        );
-        if plan.subgroup {
-            let _ = writeln!(
-                t,
-                "square{token} = subgroupAdd(square{token});
-if lane == 0u {{ squares[sg] = square{token}; }}
-workgroupBarrier();
-square{token} = 0.0;
-for (var i = 0u; i < {}u; i += 1u) {{ square{token} += squares[i]; }}
-workgroupBarrier();",
-                plan.variant.subgroups
-            );
-        } else {
-            let _ = writeln!(
-                t,
-                "squares[tid] = square{token};
-workgroupBarrier();
-square{token} = 0.0;
-for (var i = 0u; i < {wg}u; i += 1u) {{ square{token} += squares[i]; }}
-workgroupBarrier();"
-            );
-        }
-        let _ = writeln!(t, "let inv{token} = inverseSqrt(square{token} / {k}.0 + f32({eps:e}));");
-    }
-    t
-}
-
-/// The row of x of a workgroup's token; the last one stands for those beyond.
-fn token_row(plan: &Plan, token: u32) -> String {
-    if plan.product.tokens.is(1) {
-        return "0u".to_owned();
-    }
-    format!("min(token0 + {token}u, {} - 1u)", plan.tokens)
-}
-
-/// Copies a chunk of every token's activations to workgroup memory.
-fn stage(plan: &Plan, x: &Var, norm: Option<&(f32, Var)>, chunk: &str) -> String {
-    let mut t = String::new();
-    for token in 0..plan.variant.tokens {
-        let quad = |i: &str| {
-            let v = x.quad(&format!("{} * {}u + {i}", token_row(plan, token), plan.product.k / 4));
-            match norm {
-                Some((_, w)) => format!("{v} * inv{token} * {}", w.quad(i)),
-                None => v,
-            }
-        };
-        t.push_str(&match (plan.is_quantized(), plan.subgroup && plan.lanes >= 8) {
-            (true, true) => stage_by_eight(plan, token, chunk, &quad("quad")),
-            (true, false) => stage_by_one(plan, token, chunk, &quad("(quad + i)")),
-            (false, _) => {
-                let (quads, size) = (plan.quads(), plan.chunk);
-                let limit = limit(plan, chunk);
-                format!(
-                    "for (var i = tid; i < {quads}u * {limit}; i += {}u) {{
-    let quad = {quads}u * ({chunk}) + i;
-    staged[{}u + i % {quads}u * {size}u + i / {quads}u] = {};
-}}
-",
-                    plan.invocations(),
-                    token as usize * quads * size,
-                    quad("quad")
-                )
-            }
-        });
-    }
-    t
-}
-
-/// Blocks of the chunk that begins at a block.
-fn limit(plan: &Plan, chunk: &str) -> String {
-    match plan.blocks.is_multiple_of(plan.chunk) {
-        true => format!("{}u", plan.chunk),
-        false => format!("min({}u, {}u - {chunk})", plan.chunk, plan.blocks),
-    }
-}
-
-/// Eight lanes quantise a block.
-fn stage_by_eight(plan: &Plan, token: u32, chunk: &str, v: &str) -> String {
-    let (wg, size) = (plan.invocations(), plan.chunk);
-    let at = token as usize * size;
-    format!(
-        "for (var base = 0u; base < 8u * {limit}; base += {wg}u) {{
-    let i = min(base + tid, 8u * {limit} - 1u);
-    let quad = 8u * ({chunk}) + i;
-    let v = {v};
-    let bits = bitcast<vec4<u32>>(v) & vec4(0x7fffffffu);
-    var most = max(max(bits.x, bits.y), max(bits.z, bits.w));
-    most = max(most, subgroupShuffleXor(most, 1u));
-    most = max(most, subgroupShuffleXor(most, 2u));
-    most = max(most, subgroupShuffleXor(most, 4u));
-    let range = bitcast<f32>(most);
-    let ok = most < 0x7f800000u;
-    let q = vec4<i32>(round(v * select(0.0, 127.0 / range, ok && range > 1e-30)));
-    let word = pack4xI8(q);
-    var sum = dot4I8Packed(word, 0x01010101u);
-    sum += subgroupShuffleXor(sum, 1u);
-    sum += subgroupShuffleXor(sum, 2u);
-    let other = subgroupShuffleXor(sum, 4u);
-    if base + tid < 8u * {limit} {{
-        let block = i / 8u;
-        codes[{first}u + (i / 4u % 2u) * {size}u + block][i % 4u] = word;
-        if i % 8u == 0u {{
-            let scale = select(bitcast<f32>(most | 0x7fc00000u), range / 127.0, ok);
-            scales[{at}u + block] = vec2(bitcast<u32>(scale), (bitcast<u32>(sum) & 0xffffu) | (bitcast<u32>(other) << 16u));
-        }}
-    }}
-}}
-",
-        limit = limit(plan, chunk),
-        first = 2 * at,
-    )
-}
-
-/// One lane quantises a block.
-fn stage_by_one(plan: &Plan, token: u32, chunk: &str, v: &str) -> String {
-    let (wg, size) = (plan.invocations(), plan.chunk);
-    let at = token as usize * size;
-    format!(
-        "for (var block = tid; block < {}; block += {wg}u) {{
-    let quad = 8u * ({chunk} + block);
-{}}}
-",
-        limit(plan, chunk),
-        quantize(
-            v,
-            &|i, word| format!(
-                "codes[{}u + ({i} / 4u) * {size}u + block][{i} % 4u] = {word};",
-                2 * at
-            ),
-            &|scale, sums| format!("scales[{at}u + block] = vec2({scale}, {sums});"),
-        )
-    )
 }
 
 /// The rows of one weight, or of a gated pair.
