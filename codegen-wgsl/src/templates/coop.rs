@@ -50,7 +50,7 @@ impl Tile {
         let rows: usize = product.weights.iter().map(|w| w.rows).sum();
         let tile = match product.most_tokens {
             ..=32 => Tile { tokens: 32, rows: 128, blocks: 1, across: (1, 4) },
-            ..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2) },
+            33..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2) },
             n => {
                 // Fewer tiles than multiprocessors leave some idle.
                 let tiles = n.div_ceil(128) * rows.div_ceil(128);
@@ -220,7 +220,7 @@ impl Plan<'_> {
                 _ if w + 1 == weights => "else {\n".to_owned(),
                 _ => format!("else if group < {}u {{\n", self.starts[w + 1]),
             };
-            let _ = write!(t, "{head}{}}}\n", text(w));
+            let _ = writeln!(t, "{head}{}}}", text(w));
         }
         t
     }
@@ -231,9 +231,9 @@ impl Plan<'_> {
         for copy in 0..self.copies() {
             if self.product.gated {
                 // Sixteen rows of the gate, sixteen of the other, and so on.
-                let _ = write!(
+                let _ = writeln!(
                     t,
-                    "if (wrow_{copy} / 16u) % 2u == 0u {{\n{}}} else {{\n{}}}\n",
+                    "if (wrow_{copy} / 16u) % 2u == 0u {{\n{}}} else {{\n{}}}",
                     text(copy, 0),
                     text(copy, 1)
                 );

@@ -45,7 +45,7 @@ fn before(a: vec2<u32>, b: vec2<u32>) -> bool {
 impl Pick {
     /// Whether there is a kernel.
     pub fn is_supported(&self) -> bool {
-        let few = self.k.is_none_or(|k| k >= 1 && k <= SORTED / 2 && k <= self.n);
+        let few = self.k.is_none_or(|k| (1..=SORTED / 2).contains(&k) && k <= self.n);
         few && self.n > 0 && self.n <= i32::MAX as usize
     }
 
@@ -104,7 +104,7 @@ impl Pick {
                 (Some(values), source.result(1, "out1", Elements::I32).name)
             }
             (false, _) => {
-                let at = if i % 2 == 0 { 0 } else { half };
+                let at = if i.is_multiple_of(2) { 0 } else { half };
                 (None, source.scratch(at, half, "kept", Elements::U32).name)
             }
         };

@@ -126,11 +126,11 @@ impl RotateAppend {
         for (i, r) in self.rows.iter().enumerate() {
             source.push(&value(i, r, &inputs[i]));
         }
-        let mut t = format!(
+        let mut t = String::from(
             "@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 let token = id.y;
-"
+",
         );
         if let Some(positions) = &positions {
             let _ = match self.positions {

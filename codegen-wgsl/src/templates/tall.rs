@@ -88,9 +88,9 @@ let token0 = id.y * {tokens}u;
     for token in 0..tokens {
         let values: Vec<String> = (0..weights.len()).map(|i| format!("acc_{i}_{token}")).collect();
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
-        let _ = write!(
+        let _ = writeln!(
             t,
-            "if token0 + {token}u < {count} {{ {} }}\n",
+            "if token0 + {token}u < {count} {{ {} }}",
             epilogue.store(weights[0], &format!("(token0 + {token}u)"), "row", &values).trim_end()
         );
     }
