@@ -6,7 +6,7 @@ use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
 
 use crate::adapter::Adapter;
-use crate::lower::product;
+use crate::lower::{attention, product};
 
 /// Device memory bytes per second that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 2e12;
@@ -126,6 +126,11 @@ impl Target for GpuTarget {
                 let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
                 let results: Vec<&TensorType> = inst.results.iter().map(|&v| func.ty(v)).collect();
                 product::scratch_bytes(inst, &operands, &results, symbols, &self.adapter)
+            }
+            Op::Attention => {
+                let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
+                attention::template(inst, &operands, symbols)
+                    .map_or(0, |attention| attention.scratch_bytes(&self.adapter))
             }
             _ => 0,
         }

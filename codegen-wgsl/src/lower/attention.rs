@@ -1,13 +1,47 @@
-//! Attention over a cache in its general form: a workgroup for each query head of each token, an
+//! Attention over a cache: by the templates for one sequence, else in a general form, a workgroup for each query head of each token, an
 //! online softmax over keys in steps of the workgroup's size (Milakov and Gimelshein 2018).
+
+use aether_ir::{DType, Inst, Symbol, SymbolRange, TensorType};
+use indexmap::IndexMap;
 
 use super::build::{Build, WORKGROUP};
 use super::cache::place;
 use super::{Lower, Site, text};
 use crate::error::CompileError;
+use crate::templates::attention::Attention;
+
+/// The template for an attention of one sequence; `None` when there is none.
+pub fn template(
+    inst: &Inst,
+    operands: &[&TensorType],
+    symbols: &IndexMap<Symbol, SymbolRange>,
+) -> Option<Attention> {
+    let [q, k, v, _] = operands else { return None };
+    let number = |ty: &TensorType, axis: usize| ty.shape.0[axis].as_const().map(|d| d as usize);
+    let attrs = &inst.attrs;
+    let attention = Attention {
+        heads: number(q, 1)?,
+        kv_heads: number(k, 1)?,
+        d: number(q, 2)?,
+        dv: number(v, 2)?,
+        tokens: q.shape.0[0].clone(),
+        most_tokens: q.shape.0[0].upper_bound(symbols)? as usize,
+        context: number(k, 0)?,
+        cache: k.dtype,
+        scale: attrs.float("scale", 1.0) as f32,
+        causal: attrs.bool("causal", true),
+        window: usize::try_from(attrs.int("window", 0)).ok()?,
+        softcap: attrs.float("softcap", 0.0) as f32,
+    };
+    (q.dtype == DType::F32 && attention.is_supported()).then_some(attention)
+}
 
 /// attention.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
+    let types: Vec<&TensorType> = site.inputs.iter().map(|v| &v.ty).collect();
+    if let Some(attention) = template(site.inst, &types, &lower.module.symbols) {
+        return lower.templates(site, |t| attention.launches(t));
+    }
     let [q, k, v] = [0, 1, 2].map(|i| &site.inputs[i]);
     let out = &site.outputs[0];
     if [q, k, v, out].iter().any(|x| text::value_type(x.ty.dtype) != Some("f32")) {

@@ -3,7 +3,7 @@
 //! Calls are flattened: a callee's dispatches are prepared once for every call, with the ranges of
 //! that call. Shaders are shared by all calls whose types are equal.
 
-mod attention;
+pub(crate) mod attention;
 mod build;
 mod cache;
 mod index;
@@ -32,8 +32,9 @@ use indexmap::IndexSet;
 use crate::adapter::Adapter;
 use crate::constants::{self, Constant};
 use crate::error::CompileError;
-use crate::kernel::{MAX_SYMBOLS, Shader};
+use crate::kernel::{Access, Bind, Launch, MAX_SYMBOLS, Shader};
 use crate::program::{Binding, Buffer, GpuProgram, Step, buffer_bytes};
+use crate::templates::{Operand, Site as Template};
 
 /// Deepest nesting of calls.
 const MAX_CALL_DEPTH: usize = 64;
@@ -90,6 +91,29 @@ impl Site<'_> {
     pub fn unsupported<T>(&self, message: impl Into<String>) -> Result<T, CompileError> {
         let (func, op) = (self.func.clone(), self.inst.op);
         Err(CompileError::Unsupported { func, op, message: message.into() })
+    }
+
+    /// An operand as templates see it.
+    pub fn operand(&self, i: usize) -> Operand {
+        let access = match self.inputs[i].binding.buffer {
+            Buffer::Constant(_) => Access::Read,
+            _ => Access::ReadWrite,
+        };
+        Operand { bind: Bind::Operand(i), access }
+    }
+
+    /// What a template binds.
+    pub fn binding(&self, bind: Bind) -> Result<Binding, CompileError> {
+        match bind {
+            Bind::Operand(i) => Ok(self.inputs[i].binding),
+            Bind::Result(i) => Ok(self.outputs[i].binding),
+            Bind::Scratch { offset, bytes } => match self.scratch {
+                Some(scratch) if offset + bytes <= scratch.bytes => {
+                    Ok(Binding { offset: scratch.offset + offset, bytes, ..scratch })
+                }
+                _ => self.unsupported("its scratch is not in the memory plan"),
+            },
+        }
     }
 
     fn axis(&self, of: &View) -> Result<usize, CompileError> {
@@ -402,6 +426,26 @@ impl<'a> Lower<'a> {
                 message: "a value that is read has no storage in the memory plan".to_owned(),
             })?;
         Ok(View { binding: Binding { buffer, offset, bytes: buffer_bytes(bytes) }, ty })
+    }
+
+    /// Appends the dispatches of a template whose operands are the instruction's.
+    pub fn templates(
+        &mut self,
+        site: &Site,
+        launches: impl FnOnce(&Template) -> Vec<Launch>,
+    ) -> Result<(), CompileError> {
+        let operands: Vec<Operand> = (0..site.inputs.len()).map(|i| site.operand(i)).collect();
+        let launches = {
+            let template =
+                Template { adapter: &self.adapter, symbols: &self.symbols, operands: &operands };
+            launches(&template)
+        };
+        for Launch { shader, binds, groups } in launches {
+            let bindings =
+                binds.iter().map(|bind| site.binding(*bind)).collect::<Result<Vec<_>, _>>()?;
+            self.step(site, shader, bindings, groups)?;
+        }
+        Ok(())
     }
 
     /// The values of an f32 operand that is a constant.

@@ -7,8 +7,8 @@ use indexmap::IndexMap;
 use super::{Lower, Site};
 use crate::adapter::Adapter;
 use crate::error::CompileError;
-use crate::kernel::{Access, Bind, Launch};
-use crate::program::{Binding, Buffer};
+use crate::kernel::{Bind, Launch};
+use crate::program::Binding;
 use crate::templates::product::{Addend, Product, Weight};
 use crate::templates::{Operand, Site as Template};
 
@@ -210,13 +210,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<bool, CompileError> {
 /// Appends a task's dispatches.
 fn emit(lower: &mut Lower, site: &Site, p: &Parts, task: &Task) -> Result<(), CompileError> {
     let Task { group, product, part } = task;
-    let bind = |i: usize| Operand {
-        bind: Bind::Operand(i),
-        access: match site.inputs[i].binding.buffer {
-            Buffer::Constant(_) => Access::Read,
-            _ => Access::ReadWrite,
-        },
-    };
+    let bind = |i: usize| site.operand(i);
     // In the template's order.
     let weights = group.iter().map(|&g| p.weights[g]);
     let added = p.addends_of(group).into_iter().map(|(operand, _)| operand);
@@ -249,12 +243,7 @@ fn emit(lower: &mut Lower, site: &Site, p: &Parts, task: &Task) -> Result<(), Co
                     let at = if product.gated { 0 } else { group[i] };
                     Ok(site.outputs[at].binding)
                 }
-                Bind::Scratch { offset, bytes } => match site.scratch {
-                    Some(scratch) if offset + bytes <= scratch.bytes => {
-                        Ok(Binding { offset: scratch.offset + offset, bytes, ..scratch })
-                    }
-                    _ => site.unsupported("its scratch is not in the memory plan"),
-                },
+                Bind::Scratch { .. } => site.binding(*bind),
             })
             .collect::<Result<Vec<_>, _>>()?;
         lower.step(site, shader, bindings, groups)?;

@@ -15,7 +15,7 @@ use super::GpuError;
 use super::cache::DiskCache;
 
 /// Longest time that a run may take before the device counts as lost.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the device said since it was asked last.
 #[derive(Default)]

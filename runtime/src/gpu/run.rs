@@ -12,6 +12,7 @@ use aether_codegen_wgsl::kernel::{Groups, MAX_SYMBOLS};
 use aether_codegen_wgsl::program::{Buffer, buffer_bytes};
 use aether_ir::TensorType;
 
+use super::device::PATIENCE;
 use super::{Gpu, GpuError, GpuExecutable};
 use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
@@ -190,7 +191,8 @@ impl GpuSession {
         let ahead = self.record()?;
         self.ahead = Some((self.symbols.clone(), ahead));
         gpu.wait(submission)?;
-        match receiver.try_recv() {
+        // Another thread that waits on the device may be the one that calls back.
+        match receiver.recv_timeout(PATIENCE) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(GpuError::Device(e.to_string()).into()),
             Err(_) => return Err(GpuError::Device("results did not arrive".to_owned()).into()),
@@ -366,8 +368,17 @@ fn read(gpu: &Gpu, buffer: &wgpu::Buffer, out: &mut [u8]) -> Result<(), GpuError
         gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
     encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
     let submission = gpu.queue.submit([encoder.finish()]);
-    staging.map_async(wgpu::MapMode::Read, .., |_| {});
+    let (sender, receiver) = std::sync::mpsc::channel();
+    staging.map_async(wgpu::MapMode::Read, .., move |outcome| {
+        // Nobody listens any more when waiting has failed.
+        let _ = sender.send(outcome);
+    });
     gpu.wait(submission)?;
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => return Err(GpuError::Device(e.to_string())),
+        Err(_) => return Err(GpuError::Device("results did not arrive".to_owned())),
+    }
     let view = staging.get_mapped_range(..).map_err(|e| GpuError::Device(e.to_string()))?;
     out.copy_from_slice(&view[..out.len()]);
     Ok(())
