@@ -19,7 +19,7 @@ pub type Runner = Box<dyn FnMut() -> f64>;
 pub struct Case {
     pub name: &'static str,
     pub ours: Runner,
-    pub candle: Option<Runner>,
+    pub candle: Runner,
     pub ndarray: Option<Runner>,
     /// Whether runners compute the magnitudes; off while timing.
     pub check: std::rc::Rc<std::cell::Cell<bool>>,
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         compare(&mut case)?;
         let mut times: [Vec<f64>; 3] = Default::default();
         for _ in 0..rounds {
-            let runners = [Some(&mut case.ours), case.candle.as_mut(), case.ndarray.as_mut()];
+            let runners = [Some(&mut case.ours), Some(&mut case.candle), case.ndarray.as_mut()];
             for (runner, times) in runners.into_iter().zip(&mut times) {
                 if let Some(run) = runner {
                     let start = Instant::now();
@@ -80,7 +80,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn compare(case: &mut Case) -> Result<(), Box<dyn std::error::Error>> {
     case.check.set(true);
     let want = (case.ours)();
-    for (peer, runner) in [("candle", &mut case.candle), ("ndarray", &mut case.ndarray)] {
+    let peers = [("candle", Some(&mut case.candle)), ("ndarray", case.ndarray.as_mut())];
+    for (peer, runner) in peers {
         if let Some(run) = runner {
             let found = run();
             if (found - want).abs() > 1e-3 * want.abs() {

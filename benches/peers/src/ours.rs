@@ -2,32 +2,22 @@
 
 use std::sync::Arc;
 
-use aether_ir::{Func, Module};
+use aether_ir::Module;
 use aether_runtime::{AlignedBytes, Arg, ArgData, Executable, Files, Options, Session};
 
 use crate::Runner;
 
 type Error = Box<dyn std::error::Error>;
 
-/// Compiles a function and gives what runs it. `inputs` are its parameters' shapes and elements.
+/// Compiles `@entry` of a module and gives what runs it. `inputs` are its parameters' shapes and
+/// elements.
 pub fn runner(
-    func: Func,
-    inputs: Vec<(Vec<usize>, Vec<f32>)>,
-    check: std::rc::Rc<std::cell::Cell<bool>>,
-) -> Result<Runner, Error> {
-    let mut module = Module::new("peers");
-    let opts = Options { entry: func.name.to_string(), ..Options::default() };
-    module.add_func(func);
-    module_runner(module, opts, inputs, check)
-}
-
-/// As [`runner`] for a whole module.
-pub fn module_runner(
     module: Module,
-    opts: Options,
+    entry: &str,
     inputs: Vec<(Vec<usize>, Vec<f32>)>,
     check: std::rc::Rc<std::cell::Cell<bool>>,
 ) -> Result<Runner, Error> {
+    let opts = Options { entry: entry.to_owned(), ..Options::default() };
     let exe = Arc::new(Executable::compile(module, &Files::new(), &opts)?);
     if let [step, ..] = exe.by_reference() {
         return Err(format!("no kernel for {step}").into());
