@@ -24,9 +24,10 @@ use std::path::{Path, PathBuf};
 
 use aether_codegen_cpu::CpuTarget;
 use aether_ir::Module;
+use aether_ir::target::Target;
 use aether_ir::text::{parse_and_verify, print};
-use aether_passes::{Observer, PassCtx, Pipeline, StepReport};
-use aether_tools::opt::{self, Cli, EXPECT, Env};
+use aether_passes::{GenericTarget, Observer, PassCtx, Pipeline, StepReport};
+use aether_tools::opt::{self, Cli, EXPECT, Env, TargetName};
 
 /// One file, read.
 struct Case {
@@ -75,7 +76,7 @@ impl Case {
             }
             // An error is one paragraph; where the reproducer went differs from run to run.
             Err(e) => {
-                let text = format!("error: {e:#}");
+                let text = aether_tools::exit::paragraph(&e);
                 for line in text.lines().filter(|line| !line.starts_with("reproducer: ")) {
                     let _ = writeln!(said, "{}", format!("// {line}").trim_end());
                 }
@@ -96,8 +97,12 @@ impl Case {
         };
         let pipeline = cli.pipeline.as_deref().unwrap_or_default();
         let pipeline = Pipeline::parse(pipeline).map_err(|e| e.to_string())?;
-        let target = CpuTarget { isa: aether_codegen_cpu::Isa::Scalar, threads: cli.threads };
-        let mut ctx = PassCtx::new(&target);
+        let cpu = CpuTarget { isa: aether_codegen_cpu::Isa::Scalar, threads: cli.threads };
+        let target: &dyn Target = match cli.target {
+            TargetName::Cpu => &cpu,
+            TargetName::Generic => &GenericTarget,
+        };
+        let mut ctx = PassCtx::new(target);
         ctx.disabled = cli.disable_rule.iter().cloned().collect();
         let mut module = parse(&self.input)?;
         let mut watch = Watch::default();
@@ -169,7 +174,7 @@ fn files_give_what_they_expect() {
     let mut paths = Vec::new();
     files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ir"), &mut paths);
     paths.sort();
-    assert!(paths.len() >= 7, "filetests are missing");
+    assert!(paths.len() >= 58, "filetests are missing");
     let mut wrong = String::new();
     for path in paths {
         let case = Case::read(path);

@@ -11,6 +11,7 @@ pub mod dce;
 pub mod egraph;
 pub mod fold;
 pub mod fuse;
+pub mod generic;
 pub mod layout;
 pub mod manager;
 pub mod pass;
@@ -20,6 +21,7 @@ pub mod simplify;
 mod specialise;
 pub mod util;
 
+pub use generic::GenericTarget;
 pub use manager::{
     DEFAULT_PIPELINE, Observer, ParsePipelineError, Pipeline, PipelineError, Step, StepFailure,
     StepReport, pass, passes,

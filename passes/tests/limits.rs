@@ -1,20 +1,17 @@
 //! Rewrites limited in number, explained, repeated; cost figures.
 
-mod common;
-
 use aether_ir::{Module, parse_and_verify, text::print};
-use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, cost, simplify};
-use common::TestTarget;
+use aether_passes::{DEFAULT_PIPELINE, GenericTarget, PassCtx, Pipeline, cost, simplify};
 
 fn layer() -> Module {
-    let text = include_str!("filetests/fuse_layer.aet");
+    let text = include_str!("../../tests/ir/fuse_layer.aet");
     parse_and_verify(text.split("// expect:").next().unwrap()).unwrap()
 }
 
 /// The module after `fuse` with at most `max` rewrites, and the rules applied.
 fn fused(max: Option<u64>) -> (String, Vec<&'static str>) {
     let mut module = layer();
-    let mut ctx = PassCtx::new(&TestTarget);
+    let mut ctx = PassCtx::new(&GenericTarget);
     ctx.max_rewrites = max;
     Pipeline::parse("fuse,fuse").unwrap().run(&mut module, &ctx, &mut ()).unwrap();
     (print(&module), ctx.rewrites())
@@ -44,7 +41,7 @@ fn calls_cost_what_their_callees_cost() {
              func @main(%x: tensor<8xf32>) -> tensor<8xf32> {{\n{main}    return %b\n  }}\n}}\n"
         )
     };
-    let ctx = PassCtx::new(&TestTarget);
+    let ctx = PassCtx::new(&GenericTarget);
     let twice = parse_and_verify(&text(
         "    %a = call @f %x : tensor<8xf32>\n    %b = call @f %a : tensor<8xf32>\n",
     ))
@@ -61,10 +58,10 @@ fn file(text: &str) -> Module {
 
 #[test]
 fn a_limit_holds_for_the_whole_pipeline() {
-    let module = file(include_str!("filetests/simplify_arithmetic.aet"));
+    let module = file(include_str!("../../tests/ir/simplify_arithmetic.aet"));
     let run = |max: Option<u64>| {
         let mut module = module.clone();
-        let mut ctx = PassCtx::new(&TestTarget);
+        let mut ctx = PassCtx::new(&GenericTarget);
         ctx.max_rewrites = max;
         Pipeline::parse(DEFAULT_PIPELINE).unwrap().run(&mut module, &ctx, &mut ()).unwrap();
         (print(&module), ctx.rewrites())
@@ -78,7 +75,7 @@ fn a_limit_holds_for_the_whole_pipeline() {
 }
 
 fn explained(module: &Module, value: &str) -> String {
-    let ctx = PassCtx::new(&TestTarget);
+    let ctx = PassCtx::new(&GenericTarget);
     match simplify::explain(module, &ctx, "main", value) {
         Ok(steps) => steps.iter().map(|s| format!("{s}\n")).collect(),
         Err(e) => format!("{e}\n"),
@@ -87,8 +84,8 @@ fn explained(module: &Module, value: &str) -> String {
 
 #[test]
 fn rewrites_are_explained() {
-    let movement = file(include_str!("filetests/simplify_movement.aet"));
-    let norm = file(include_str!("filetests/simplify_norm.aet"));
+    let movement = file(include_str!("../../tests/ir/simplify_movement.aet"));
+    let norm = file(include_str!("../../tests/ir/simplify_norm.aet"));
     let mut out = String::new();
     for (module, values) in
         [(&movement, &["%a", "%b", "c", "%x", "%nothing"][..]), (&norm, &["%soft", "%rms"])]
@@ -104,12 +101,16 @@ fn rewrites_are_explained() {
 /// Hash maps are seeded anew each time, so their order would show.
 #[test]
 fn output_is_the_same_every_time() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests");
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let module = file(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/ir");
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    // Those about the command itself may hold several modules, or wrong ones.
+    let about_passes =
+        |p: &std::path::PathBuf| !p.file_name().unwrap().to_string_lossy().starts_with("opt_");
+    for path in paths.filter(about_passes) {
+        let module = file(&std::fs::read_to_string(path).unwrap());
         let run = || {
             let mut module = module.clone();
-            let ctx = PassCtx::new(&TestTarget);
+            let ctx = PassCtx::new(&GenericTarget);
             Pipeline::parse(DEFAULT_PIPELINE).unwrap().run(&mut module, &ctx, &mut ()).unwrap();
             print(&module)
         };

@@ -2,7 +2,6 @@
 //! over one array of bytes, with everything poisoned that a plan says is free, gives bit for bit
 //! what the interpreter gives. Corrupted plans are refused by the checker, or are still right.
 
-mod common;
 #[path = "common/graphs.rs"]
 mod graphs;
 
@@ -14,10 +13,9 @@ use aether_ir::{
     Bindings, ConstData, Func, Interpreter, Module, Op, Tensor, ValueId, eval_inst,
     parse_and_verify,
 };
-use aether_passes::PassCtx;
 use aether_passes::plan::{plan, text};
 use aether_passes::plan_check::check;
-use common::TestTarget;
+use aether_passes::{GenericTarget, PassCtx};
 
 /// Executes a plan over one array of bytes.
 struct Machine<'a> {
@@ -215,15 +213,15 @@ fn random_plans_are_proved_and_compute_what_the_interpreter_does() {
         let mut module = graphs::module(&mut rng, 24);
         if round >= 2_000 {
             let fuse = aether_passes::Pipeline::parse("fuse").unwrap();
-            fuse.run(&mut module, &PassCtx::new(&TestTarget), &mut ()).unwrap();
+            fuse.run(&mut module, &PassCtx::new(&GenericTarget), &mut ()).unwrap();
             fused +=
                 module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op == Op::Fused).count();
         }
         aether_ir::verify(&module).unwrap_or_else(|d| {
             panic!("{}", aether_ir::text::explain(&module, &d));
         });
-        let made = plan(&module, &TestTarget).unwrap();
-        if let Err(e) = check(&module, &made, &TestTarget) {
+        let made = plan(&module, &GenericTarget).unwrap();
+        if let Err(e) = check(&module, &made, &GenericTarget) {
             panic!(
                 "round {round}: {e}\n{}\n{}",
                 aether_ir::text::print(&module),
@@ -302,13 +300,13 @@ fn corrupted_plans_are_refused_or_harmless() {
     let (mut refused, mut harmless) = (0, 0);
     for round in 0..4_000 {
         let module = graphs::module(&mut rng, 12);
-        let made = plan(&module, &TestTarget).unwrap();
+        let made = plan(&module, &GenericTarget).unwrap();
         let mut bad = made.clone();
         corrupt(&mut rng, &module, &mut bad);
         if bad == made {
             continue;
         }
-        if check(&module, &bad, &TestTarget).is_err() {
+        if check(&module, &bad, &GenericTarget).is_err() {
             refused += 1;
             continue;
         }
@@ -346,8 +344,8 @@ module @m {
 }
 ";
     let module = parse_and_verify(source).unwrap();
-    let made = plan(&module, &TestTarget).unwrap();
-    check(&module, &made, &TestTarget).unwrap();
+    let made = plan(&module, &GenericTarget).unwrap();
+    check(&module, &made, &GenericTarget).unwrap();
     insta::assert_snapshot!(text(&module, &made));
 }
 
@@ -363,7 +361,7 @@ module @m {
 }
 ";
     let module = parse_and_verify(source).unwrap();
-    let e = plan(&module, &TestTarget).unwrap_err();
+    let e = plan(&module, &GenericTarget).unwrap_err();
     assert_eq!(
         e.to_string(),
         "in @main: %x of type tensor<[s]x512xf32> has no size below 2^40 bytes; \
@@ -378,6 +376,6 @@ module @m {
 }
 ";
     let module = aether_ir::parse_module(source).unwrap();
-    let e = plan(&module, &TestTarget).unwrap_err();
+    let e = plan(&module, &GenericTarget).unwrap_err();
     assert_eq!(e.to_string(), "@main calls itself; calls must not form a cycle");
 }

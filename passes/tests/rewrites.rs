@@ -4,7 +4,6 @@
 //! Tolerance: fusing reorders no sum, so only the rounding of intermediate values may differ:
 //! 1e-5 of the greatest magnitude, plus 1e-6.
 
-mod common;
 #[path = "common/graphs.rs"]
 mod graphs;
 
@@ -14,8 +13,7 @@ use aether_ir::{
     Attrs, Bindings, DType, Dim, FuncBuilder, Interpreter, Module, Op, Tensor, TensorType, ValueId,
 };
 use aether_passes::fuse::rules::RULES;
-use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, pass};
-use common::TestTarget;
+use aether_passes::{DEFAULT_PIPELINE, GenericTarget, PassCtx, Pipeline, pass};
 
 fn arguments(rng: &mut fastrand::Rng, module: &Module, bindings: &Bindings) -> Vec<Tensor> {
     let main = &module.funcs["main"];
@@ -165,7 +163,7 @@ fn each_rule_alone_keeps_the_meaning() {
             let before = instance(&mut rng, rule);
             aether_ir::verify(&before)
                 .unwrap_or_else(|d| panic!("{}", aether_ir::text::explain(&before, &d)));
-            let mut ctx = PassCtx::new(&TestTarget);
+            let mut ctx = PassCtx::new(&GenericTarget);
             ctx.disabled.extend(names.iter().filter(|n| **n != rule).map(|n| n.to_string()));
             let mut after = before.clone();
             let pipeline = Pipeline::parse("fuse,dce").unwrap();
@@ -205,7 +203,7 @@ fn pipelines_keep_the_meaning_of_random_modules() {
         let Ok(want) = Interpreter::new(&before).run("main", args.clone()) else { continue };
         for (p, text) in pipelines.iter().enumerate() {
             let pipeline = Pipeline::parse(&format!("{text},plan")).unwrap();
-            let ctx = PassCtx::new(&TestTarget);
+            let ctx = PassCtx::new(&GenericTarget);
             let mut after = before.clone();
             if let Err(e) = pipeline.run(&mut after, &ctx, &mut ()) {
                 panic!("round {round}, {text}: {e}\n{}", print(&before));
@@ -250,7 +248,7 @@ fn long(n: usize) -> Module {
 fn long_functions_take_time_in_proportion() {
     let time = |n: usize| {
         let mut m = long(n);
-        let ctx = PassCtx::new(&TestTarget);
+        let ctx = PassCtx::new(&GenericTarget);
         let start = std::time::Instant::now();
         Pipeline::parse("simplify,cse,dce,layout,fuse,dce")
             .unwrap()

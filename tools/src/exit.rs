@@ -17,10 +17,16 @@ pub fn report(outcome: anyhow::Result<ExitCode>) -> ExitCode {
             if closed {
                 return ExitCode::SUCCESS;
             }
-            crate::output::note(&format!("error: {error:#}"));
+            crate::output::note(&paragraph(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error as it is shown. One of the verifier begins with its rule, `error[V31]: `, already.
+pub fn paragraph(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    if text.starts_with("error[") { text } else { format!("error: {text}") }
 }
 
 /// Sends `tracing` events to standard error: warnings, or what `AETHER_LOG` asks for.

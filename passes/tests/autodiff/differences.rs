@@ -8,9 +8,8 @@
 use aether_ir::text::print;
 use aether_ir::{Interpreter, Module, Op, Tensor, ValueId};
 use aether_passes::autodiff::{self, table};
-use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline};
+use aether_passes::{DEFAULT_PIPELINE, GenericTarget, PassCtx, Pipeline};
 
-use super::common::TestTarget;
 use super::instances::*;
 
 const EPS: f64 = 1e-6;
@@ -123,7 +122,7 @@ fn check_pipeline(module: &Module, func: &str, args: &[Tensor], about: &str) {
     let mut optimised = module.clone();
     let pipeline = Pipeline::parse(DEFAULT_PIPELINE).unwrap();
     pipeline
-        .run(&mut optimised, &PassCtx::new(&TestTarget), &mut ())
+        .run(&mut optimised, &PassCtx::new(&GenericTarget), &mut ())
         .unwrap_or_else(|e| panic!("{about}: {e}"));
     let (found, want) = (run(&optimised, func, args), run(module, func, args));
     for (f, w) in found.iter().zip(&want) {

@@ -1,8 +1,6 @@
 //! Each rule of `simplify` alone, on random typed instances, against the reference interpreter
 //! within the distance that the rule states; and rules that are wrong, which must be found out.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod instance;
 
 use aether_ir::target::Target;
@@ -13,8 +11,7 @@ use aether_passes::egraph::Term;
 use aether_passes::simplify::rule::Legality::{self, Exact, Limit, Within, ZeroSign};
 use aether_passes::simplify::rule::{Rule, epsilon, rule};
 use aether_passes::simplify::{rewrite_result, rules};
-use aether_passes::{PassCtx, Pipeline, cost};
-use common::TestTarget;
+use aether_passes::{GenericTarget, PassCtx, Pipeline, cost};
 
 /// Instances on which each rule is compared: 100, or as many as `AETHER_INSTANCES` says, for a
 /// longer search.
@@ -184,7 +181,7 @@ fn wrong_rules_are_found_out() {
 
 /// Runs a pipeline with the rules switched off for which `off` holds.
 fn run(module: &Module, text: &str, off: impl Fn(&Rule) -> bool) -> Module {
-    let mut ctx = PassCtx::new(&TestTarget);
+    let mut ctx = PassCtx::new(&GenericTarget);
     ctx.disabled = rules::all().filter(|r| off(r)).map(|r| r.name.to_owned()).collect();
     let mut after = module.clone();
     let result = Pipeline::parse(text).unwrap().run(&mut after, &ctx, &mut ());
@@ -231,14 +228,14 @@ fn exact_rules_together_change_no_bit() {
 fn all_rules_together_settle_and_save() {
     let all: Vec<&'static Rule> = rules::all().collect();
     let mut rng = fastrand::Rng::with_seed(8);
-    let ctx = PassCtx::new(&TestTarget);
+    let ctx = PassCtx::new(&GenericTarget);
     let mut drawn = 0;
     while drawn < 300 {
         let Some(before) = instance::draw_many(&mut rng, &all) else { continue };
         drawn += 1;
         let after = run(&before, "simplify", |_| false);
         assert_eq!(print(&run(&after, "simplify", |_| false)), print(&after));
-        let seconds = |m: &Module| TestTarget.seconds(&cost::of_module(m, &ctx));
+        let seconds = |m: &Module| GenericTarget.seconds(&cost::of_module(m, &ctx));
         let (old, new) = (seconds(&before), seconds(&after));
         assert!(new <= old * (1.0 + 1e-9), "{old} {new}\n{}{}", print(&before), print(&after));
     }

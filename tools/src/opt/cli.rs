@@ -104,12 +104,32 @@ pub struct Cli {
     #[arg(short, long, value_name = "FILE", help_heading = "Bisecting")]
     pub output: Option<PathBuf>,
 
+    /// What the passes optimise for
+    #[arg(long, value_enum, default_value_t = TargetName::Cpu, help_heading = "Target")]
+    pub target: TargetName,
     /// Threads that the target is taken to have: costs and plans depend on it
     #[arg(short, long, default_value_t = 1, help_heading = "Target")]
     pub threads: usize,
     /// Instruction set of the target; the best of this machine when absent
     #[arg(long, value_name = "NAME", value_parser = parse_isa, help_heading = "Target")]
     pub isa: Option<Isa>,
+}
+
+impl Cli {
+    /// The flags that say for what target the passes ran, as far as they are not the usual.
+    pub(super) fn target_flags(&self) -> String {
+        let mut flags = String::new();
+        if self.target == TargetName::Generic {
+            flags.push_str(" --target generic");
+        }
+        if self.threads != 1 {
+            flags.push_str(&format!(" --threads {}", self.threads));
+        }
+        if let Some(isa) = self.isa {
+            flags.push_str(&format!(" --isa {isa}"));
+        }
+        flags
+    }
 }
 
 /// What carries out a module.
@@ -119,6 +139,15 @@ pub enum DeviceName {
     Interp,
     /// Compiled for this machine's CPU
     Cpu,
+}
+
+/// What passes take costs, layouts and the choice of kernels from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TargetName {
+    /// This machine's CPU
+    Cpu,
+    /// No machine in particular: the same everywhere
+    Generic,
 }
 
 fn parse_isa(text: &str) -> Result<Isa, String> {

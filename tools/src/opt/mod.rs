@@ -23,15 +23,16 @@ use std::io::Read;
 
 use aether_codegen_cpu::{CpuTarget, Isa};
 use aether_ir::interp::{ConstSource, FileSource, Interpreter};
+use aether_ir::target::Target;
 use aether_ir::text::print_module;
 use aether_ir::{Module, Tensor};
-use aether_passes::{DEFAULT_PIPELINE, Pass, PassCtx, Pipeline};
+use aether_passes::{DEFAULT_PIPELINE, GenericTarget, Pass, PassCtx, Pipeline};
 use anyhow::{Context, bail};
 
-pub use cli::{Cli, DeviceName};
+pub use cli::{Cli, DeviceName, TargetName};
 pub use header::{EXPECT, RUN, run_lines};
 
-use crate::{ir_file, npy};
+use crate::{exit, ir_file, npy};
 
 /// What carries out compiled modules.
 pub trait Device {
@@ -139,7 +140,7 @@ pub fn run(cli: &Cli, env: &Env) -> anyhow::Result<Output> {
         let module = match ir_file::parse(part, &name) {
             // The other parts are looked at all the same.
             Err(e) if parts.len() > 1 => {
-                out.note(format!("error: {e:#}"));
+                out.note(exit::paragraph(&e));
                 out.ok = false;
                 continue;
             }
@@ -207,7 +208,7 @@ struct Session<'a> {
     cli: &'a Cli,
     env: &'a Env<'a>,
     pipeline: &'a Pipeline,
-    target: CpuTarget,
+    cpu: CpuTarget,
     consts: FileSource,
     disabled: BTreeSet<String>,
     /// Whether the arguments are those of the file's own header.
@@ -221,15 +222,22 @@ impl<'a> Session<'a> {
             cli,
             env,
             pipeline,
-            target: CpuTarget { isa, threads: cli.threads.max(1) },
+            cpu: CpuTarget { isa, threads: cli.threads.max(1) },
             consts: FileSource::default(),
             disabled: cli.disable_rule.iter().cloned().collect(),
             alone,
         }
     }
 
+    fn target(&self) -> &dyn Target {
+        match self.cli.target {
+            TargetName::Cpu => &self.cpu,
+            TargetName::Generic => &GenericTarget,
+        }
+    }
+
     fn ctx(&self) -> PassCtx<'_> {
-        let mut ctx = PassCtx::new(&self.target);
+        let mut ctx = PassCtx::new(self.target());
         ctx.consts = Some(&self.consts as &dyn ConstSource);
         ctx.verify_each = self.cli.verify_each;
         ctx.disabled = self.disabled.clone();
@@ -239,7 +247,7 @@ impl<'a> Session<'a> {
     fn device(&self) -> Box<dyn Device + '_> {
         match self.env.device {
             Some(device) => Box::new(Lent(device)),
-            None => Box::new(CpuDevice { isa: self.target.isa, threads: self.target.threads }),
+            None => Box::new(CpuDevice { isa: self.cpu.isa, threads: self.cpu.threads }),
         }
     }
 

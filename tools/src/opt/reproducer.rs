@@ -38,10 +38,7 @@ fn text(failure: &StepFailure, cli: &Cli) -> String {
     if !cli.verify_each {
         text.push_str(" --verify-each=false");
     }
-    let _ = write!(text, " --threads {}", cli.threads);
-    if let Some(isa) = cli.isa {
-        let _ = write!(text, " --isa {isa}");
-    }
+    text.push_str(&cli.target_flags());
     let _ = write!(text, "\n\n{}", print_module(&failure.before));
     text
 }

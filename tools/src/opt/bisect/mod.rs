@@ -48,7 +48,7 @@ impl Session<'_> {
             }
             let fails = |case: &Case| passes.spoils(case, &found.step, None).is_some();
             let step = Pipeline { steps: vec![found.step.clone()] }.to_string();
-            return self.shrunk(before, &fails, &step, "", out);
+            return self.shrunk(before, &fails, &step, &cli.target_flags(), out);
         }
         let device = self.device();
         let kernels = kernels::Judge { device: &*device, tolerance: &tolerance };
@@ -63,7 +63,7 @@ impl Session<'_> {
                 )),
             }
             let fails = |case: &Case| kernels.spoils(case).is_some();
-            let isa = format!(" --isa {} --threads {}", self.target.isa, self.target.threads);
+            let isa = format!(" --isa {} --threads {}", self.cpu.isa, self.cpu.threads);
             return self.shrunk(found.case, &fails, "", &isa, out);
         }
         let Tolerance { abs, rel, .. } = tolerance(module);
