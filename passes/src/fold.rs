@@ -4,7 +4,7 @@
 //! Only small things are folded ([`MAX_BYTES`]), so that a module does not grow out of its text.
 //! Constants in files take part when the context can read them. What the reference meaning
 //! refuses (a division by zero, an index out of range) is left to fail when it runs. Nothing is
-//! folded through a `barrier`.
+//! folded through a `barrier`, nor within the body of a `fused`, which holds no constants.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use aether_ir::tensor::ConcreteType;
 use aether_ir::{Attrs, Bindings, ConstData, Func, Inst, Layout, Module, Op, Tensor, eval_inst};
 
 use crate::pass::{Pass, PassCtx, PassError, PassStats};
-use crate::util::{compact, fresh_const};
+use crate::util::{compact, fresh_const, fused_bodies};
 
 /// Greatest size of an operand or of all results of a folded instruction, in bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -32,9 +32,13 @@ impl Pass for Fold {
     fn run(&self, module: &mut Module, ctx: &PassCtx) -> Result<PassStats, PassError> {
         let mut stats = PassStats::default();
         let mut next = 0;
+        let bodies = fused_bodies(module);
         for f in 0..module.funcs.len() {
             // Taken out so that constants can be added while its body is walked.
-            let Some((_, slot)) = module.funcs.get_index_mut(f) else { continue };
+            let Some((name, slot)) = module.funcs.get_index_mut(f) else { continue };
+            if bodies.contains(name) {
+                continue;
+            }
             let mut func = std::mem::replace(slot, Func::new(""));
             run_func(module, &mut func, ctx, &mut next, &mut stats);
             module.funcs[f] = func;

@@ -29,7 +29,7 @@ use aether_ir::{Func, Inst, Layout, Module, Op, TensorType, ValueId};
 
 use crate::arena::{self, Interval};
 use crate::pass::{Pass, PassCtx, PassError, PassStats};
-use crate::util::{call_graph, entries, fused_bodies};
+use crate::util::{call_graph, entries, uncalled_bodies};
 
 /// Greatest frame and greatest value, in bytes.
 pub const MAX_FRAME: u64 = 1 << 40;
@@ -88,7 +88,7 @@ pub fn plan(module: &Module, target: &dyn Target) -> Result<MemoryPlan, PlanErro
     let order = callees_first(module)?;
     let owned = owned_params(module, &order);
     let mut plans: Vec<Option<FuncPlan>> = vec![None; module.funcs.len()];
-    let bodies = fused_bodies(module);
+    let bodies = uncalled_bodies(module);
     for &f in &order {
         if module.funcs.get_index(f).is_some_and(|(name, _)| bodies.contains(name)) {
             continue;

@@ -55,17 +55,20 @@ pub fn call_graph(module: &Module) -> DiGraph<usize, ()> {
     graph
 }
 
-/// The functions that only `fused` names: code generators look into them, nothing calls them.
+/// The functions that `fused` names. They are one loop and must stay one
+/// ([`aether_ir::fusion`]), so a pass that could give them another form leaves them alone.
 pub fn fused_bodies(module: &Module) -> HashSet<Arc<str>> {
-    let named = |op: Op| {
-        let insts = module.funcs.values().flat_map(|f| &f.body).filter(move |i| i.op == op);
-        insts.filter_map(|i| i.symbol.clone())
-    };
-    let mut bodies: HashSet<Arc<str>> = named(Op::Fused).collect();
-    named(Op::Call).for_each(|name| {
-        bodies.remove(&name);
-    });
-    bodies
+    named_by(module, Op::Fused)
+}
+
+/// The functions that only `fused` names: code generators look into them, nothing calls them.
+pub fn uncalled_bodies(module: &Module) -> HashSet<Arc<str>> {
+    &fused_bodies(module) - &named_by(module, Op::Call)
+}
+
+fn named_by(module: &Module, op: Op) -> HashSet<Arc<str>> {
+    let insts = module.funcs.values().flat_map(|f| &f.body).filter(|i| i.op == op);
+    insts.filter_map(|i| i.symbol.clone()).collect()
 }
 
 /// Indices of the functions that are run from outside: `main` and what was derived from it

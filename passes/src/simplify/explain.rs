@@ -16,7 +16,7 @@ use super::{attempt, donations_hold, enabled_rules, given_away, number_of};
 use crate::egraph::build::merged_into;
 use crate::egraph::{Extraction, Graph, Merged, Node, Types};
 use crate::pass::{PassCtx, PassError};
-use crate::util::compact;
+use crate::util::{compact, fused_bodies};
 
 /// How many instructions of the function as written an explanation looks at: as many as possible
 /// at first, fewer when they make terms too large.
@@ -122,6 +122,9 @@ struct Run {
 
 fn runs(module: &Module, start: &Func, ctx: &PassCtx, rules: &RuleSet) -> Vec<Run> {
     let mut runs = Vec::new();
+    if fused_bodies(module).contains(&start.name) {
+        return runs;
+    }
     let mut before = start.clone();
     for _ in 0..MAX_RUNS {
         let free = attempt(module, &before, ctx, rules, &HashSet::new());

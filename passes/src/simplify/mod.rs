@@ -6,8 +6,9 @@
 //! result may lie from what it replaces ([`rule::Legality`]), and can be switched off by name.
 //!
 //! Instructions that an e-graph cannot stand for are left alone: calls, constants, several
-//! results, anything to do with donation. A function is rewritten again until that changes
-//! nothing, so the pass is idempotent.
+//! results, anything to do with donation. Bodies of `fused` are left alone as a whole: they must
+//! stay one loop. A function is rewritten again until that changes nothing, so the pass is
+//! idempotent.
 
 pub mod explain;
 pub mod rule;
@@ -28,7 +29,7 @@ use self::saturate::{Applied, RuleSet};
 use crate::egraph::extract::found;
 use crate::egraph::{Extraction, Merged, Node, Number, emit, extract, merged};
 use crate::pass::{Pass, PassCtx, PassError, PassStats, Rule};
-use crate::util::compact;
+use crate::util::{compact, fused_bodies};
 
 /// Most times that one function is rewritten.
 const MAX_RUNS: usize = 8;
@@ -57,8 +58,12 @@ impl Pass for Simplify {
     fn run(&self, module: &mut Module, ctx: &PassCtx) -> Result<PassStats, PassError> {
         let mut stats = PassStats::default();
         let rules = enabled_rules(ctx)?;
+        let bodies = fused_bodies(module);
         for f in 0..module.funcs.len() {
-            let Some((_, slot)) = module.funcs.get_index_mut(f) else { continue };
+            let Some((name, slot)) = module.funcs.get_index_mut(f) else { continue };
+            if bodies.contains(name) {
+                continue;
+            }
             // The module's constants and symbols are asked for while the body is rewritten.
             let mut func = std::mem::replace(slot, Func::new(""));
             compact(&mut func);
