@@ -42,29 +42,40 @@ impl Target for CpuTarget {
 
     fn supports(&self, op: Op, operands: &[&TensorType]) -> bool {
         let f32_left = operands.first().is_some_and(|x| x.dtype == DType::F32);
+        let known = |ty: &&TensorType| ty.shape.as_const().is_some();
         // Fusion may run before or after layout: a quantised weight of known shape will be
         // packed.
-        let quantized = |w: &&TensorType| w.dtype.is_quantized() && w.shape.as_const().is_some();
+        let quantized = |w: &&TensorType| w.dtype.is_quantized() && known(w);
         let dense = |w: &&TensorType| {
-            w.rank() == 2 && matches!(w.dtype, DType::F32 | DType::F16 | DType::Bf16)
+            let float = matches!(w.dtype, DType::F32 | DType::F16 | DType::Bf16);
+            float && w.rank() == 2 && known(w)
         };
         match op {
             Op::MatmulGated => f32_left && operands.iter().skip(1).take(2).all(quantized),
             Op::MatmulAdd | Op::MatmulAct => {
                 f32_left && operands.iter().skip(1).take(1).all(|w| quantized(w) || dense(w))
             }
-            Op::MatmulMulti => f32_left,
+            Op::MatmulMulti => f32_left && operands.iter().skip(1).all(known),
             // A norm is a step of its own, which all workers share.
             Op::NormMatmulMulti | Op::NormMatmulGated | Op::RopeAppend => false,
             _ => true,
         }
     }
 
-    fn has_kernel(&self, op: Op, _attrs: &Attrs, operands: &[&TensorType]) -> bool {
-        match op {
-            Op::Attention => {
-                operands[0].dtype == DType::F32
-                    && matches!(operands[1].dtype, DType::F16 | DType::F32 | DType::Bf16)
+    fn has_kernel(&self, op: Op, attrs: &Attrs, operands: &[&TensorType]) -> bool {
+        let f32s = |types: &[&TensorType]| types.iter().all(|ty| ty.dtype == DType::F32);
+        match (op, operands) {
+            (Op::Softmax | Op::LogSoftmax | Op::RmsNorm | Op::LayerNorm, _) => f32s(operands),
+            (Op::Rope, [x, ..]) => x.dtype == DType::F32,
+            (Op::Attention, [q, k, ..]) => {
+                q.dtype == DType::F32 && matches!(k.dtype, DType::F16 | DType::F32 | DType::Bf16)
+            }
+            (Op::ScatterAdd, [x, ..]) => !matches!(x.dtype, DType::F16 | DType::Bf16),
+            (Op::Conv, [x, w]) => conv::handles(x, w),
+            (Op::Matmul, [x, w]) => {
+                let transposed = attrs.bool("transpose_b", false);
+                let known = w.rank() == 2 && w.shape.as_const().is_some();
+                f32s(&[x]) && (f32s(&[w]) || transposed && known && w.dtype != DType::F64)
             }
             _ => true,
         }

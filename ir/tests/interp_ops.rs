@@ -1,62 +1,16 @@
 //! The reference meanings against values made by `scripts/oracles/ops.py` with NumPy, and
 //! properties that hold for any values.
 
+mod oracle;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use aether_ir::tensor::ConcreteType;
-use aether_ir::{Attr, Attrs, DType, Layout, Op, Tensor, eval_inst};
-use serde_json::Value;
+use aether_ir::{Attr, Attrs, DType, Op, Tensor, eval_inst};
 
-fn cases() -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/ops.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn float(v: &Value) -> f64 {
-    match v.as_str() {
-        Some(special) => special.parse().unwrap(),
-        None => v.as_f64().unwrap(),
-    }
-}
-
-fn ty(v: &Value) -> ConcreteType {
-    let shape = v["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize);
-    let layout = v["layout"].as_str().map_or(Layout::RowMajor, |l| Layout::from_name(l).unwrap());
-    let dtype: DType = v["dtype"].as_str().unwrap().parse().unwrap();
-    ConcreteType { dtype, shape: shape.collect(), layout }
-}
-
-fn tensor(v: &Value) -> Tensor {
-    let ty = ty(v);
-    if let Some(hex) = v["hex"].as_str() {
-        let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
-        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
-        return Tensor::new(ty, bytes).unwrap();
-    }
-    let values = v["values"].as_array().unwrap();
-    if ty.dtype.is_float() {
-        let values: Vec<f64> = values.iter().map(float).collect();
-        Tensor::from_f64(ty.dtype, &ty.shape, &values).unwrap()
-    } else {
-        let values: Vec<i64> = values.iter().map(|v| v.as_i64().unwrap()).collect();
-        Tensor::from_i64(ty.dtype, &ty.shape, &values).unwrap()
-    }
-}
-
-fn attrs(v: &Value) -> Attrs {
-    v.as_object().unwrap().iter().fold(Attrs::new(), |attrs, (name, value)| {
-        let attr = match value {
-            Value::Bool(b) => Attr::Bool(*b),
-            Value::Number(n) => n.as_i64().map_or_else(|| n.as_f64().unwrap().into(), Attr::Int),
-            Value::String(s) => s.as_str().into(),
-            list => {
-                let list = list.as_array().unwrap().iter();
-                Attr::Ints(list.map(|i| i.as_i64().unwrap()).collect())
-            }
-        };
-        attrs.with(name, attr)
-    })
+fn cases() -> Vec<oracle::Case> {
+    oracle::cases(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
 }
 
 /// One unit in the last place, relative to the value.
@@ -114,16 +68,12 @@ const EXACT: [&str; 38] = [
 #[test]
 fn meanings_equal_the_oracle() {
     for case in cases() {
-        let op: Op = case["op"].as_str().unwrap().parse().unwrap();
-        let what = format!("{op} {} {}", case["note"], case["attrs"]);
-        let operands: Vec<Tensor> =
-            case["operands"].as_array().unwrap().iter().map(tensor).collect();
-        let operands: Vec<&Tensor> = operands.iter().collect();
-        let expected = case["results"].as_array().unwrap();
-        let types: Vec<ConcreteType> = expected.iter().map(ty).collect();
-        let results = eval_inst(op, &attrs(&case["attrs"]), &operands, &types)
+        let oracle::Case { op, what, .. } = &case;
+        let operands: Vec<&Tensor> = case.operands.iter().collect();
+        let types: Vec<ConcreteType> = case.results.iter().map(Tensor::ty).collect();
+        let results = eval_inst(*op, &case.attrs, &operands, &types)
             .unwrap_or_else(|e| panic!("{what}: {e}"));
-        for (got, want) in results.iter().zip(expected.iter().map(tensor)) {
+        for (got, want) in results.iter().zip(&case.results) {
             if !got.dtype().is_float() {
                 assert_eq!(got.bytes(), want.bytes(), "{what}");
                 continue;
@@ -143,8 +93,7 @@ fn meanings_equal_the_oracle() {
 
 #[test]
 fn every_op_has_a_case() {
-    let covered: BTreeSet<String> =
-        cases().iter().map(|c| c["op"].as_str().unwrap().to_owned()).collect();
+    let covered: BTreeSet<&str> = cases().iter().map(|case| case.op.name()).collect();
     for op in Op::all().filter(|op| op.info().eval.is_some()) {
         assert!(covered.contains(op.name()), "{op} has no case in scripts/oracles/ops.py");
     }

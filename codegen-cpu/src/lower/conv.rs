@@ -13,7 +13,7 @@ use crate::size::Size;
 const FEW_CHANNELS: usize = 16;
 
 /// Whether there is a kernel for these operands.
-fn handles(x: &TensorType, w: &TensorType) -> bool {
+pub(crate) fn handles(x: &TensorType, w: &TensorType) -> bool {
     let plain = |ty: &TensorType| ty.dtype == DType::F32 && ty.layout == Layout::RowMajor;
     plain(x) && plain(w) && matches!(x.rank(), 3 | 4)
 }

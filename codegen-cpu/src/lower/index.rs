@@ -90,11 +90,12 @@ fn gather(lower: &mut Lower, site: &Site) -> Lowered {
     Ok(true)
 }
 
-/// Rows of a quantised or packed matrix, to f32.
+/// Rows of a quantised or packed matrix, or planes of a stack of quantised ones, to f32.
 fn blocks(lower: &mut Lower, site: &Site, axis: usize) -> Lowered {
     let (table, out) = (&site.inputs[0], &site.outputs[0]);
-    let cols = match (table.ty.rank(), table.ty.shape.0.last().and_then(|d| d.as_const())) {
-        (2, Some(cols)) if axis == 0 => cols as usize,
+    // Blocks lie along the last axis, so a plane is as good as a long row.
+    let cols = match table.sizes(1..table.dims.len()).is_const() {
+        Some(cols) if axis == 0 && table.dims.len() > 1 => cols,
         _ if table.ty.layout == Layout::RowMajor => return Ok(false),
         _ => return Err(format!("no kernel gathers from {}", table.ty)),
     };

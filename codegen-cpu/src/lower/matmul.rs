@@ -1,5 +1,5 @@
-//! Products of stacks of f32 matrices, a right operand for each; one right operand for all rows is
-//! a layer's product.
+//! Products of stacks of f32 matrices, a right operand for each; one right operand of known size for
+//! all rows is a layer's product.
 
 use aether_ir::{DType, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
@@ -17,9 +17,10 @@ fn plain(ty: &TensorType) -> bool {
     ty.dtype == DType::F32 && ty.layout == Layout::RowMajor
 }
 
-/// Whether a product is one of stacks of f32 matrices.
-fn handles(x: &TensorType, w: &TensorType) -> bool {
-    plain(x) && plain(w) && w.rank() > 2
+/// Whether a product is one of stacks of f32 matrices. A single matrix counts where the kernels of
+/// layers do not take it: when it is read by rows and a symbol says how long they are, or how many.
+fn handles(x: &TensorType, w: &TensorType, transpose_b: bool) -> bool {
+    plain(x) && plain(w) && (w.rank() > 2 || transpose_b && w.shape.as_const().is_none())
 }
 
 /// Scratch bytes of a product of stacks, for the planner; `None` for others. Each worker packs the
@@ -30,11 +31,11 @@ pub(crate) fn scratch_bytes(
     symbols: &IndexMap<Symbol, SymbolRange>,
     (isa, threads): (Isa, usize),
 ) -> Option<u64> {
-    if inst.op != Op::Matmul || !handles(x, w) {
+    let transpose_b = inst.attrs.bool("transpose_b", false);
+    if inst.op != Op::Matmul || !handles(x, w, transpose_b) {
         return None;
     }
     let [.., rows, columns] = w.shape.0.as_slice() else { return None };
-    let transpose_b = inst.attrs.bool("transpose_b", false);
     let (k, n) = if transpose_b { (columns, rows) } else { (rows, columns) };
     let max = |d: &aether_ir::Dim| max_count(std::slice::from_ref(d), symbols);
     let panels = gemm::packed_len(isa, max(n), max(k));
@@ -45,10 +46,11 @@ pub(crate) fn scratch_bytes(
 
 /// `x · w` or `x · wᵀ` of stacks; other products are left to others.
 pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
-    if !handles(&site.inputs[0].ty, &site.inputs[1].ty) {
+    let transpose_b = site.inst.attrs.bool("transpose_b", false);
+    if !handles(&site.inputs[0].ty, &site.inputs[1].ty, transpose_b) {
         return Ok(false);
     }
-    stacked(lower, site, site.inst.attrs.bool("transpose_b", false))
+    stacked(lower, site, transpose_b)
 }
 
 /// The stack of matrices of an operand, broadcast to that of the result.

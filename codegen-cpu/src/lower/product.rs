@@ -113,8 +113,8 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
         _ => 1,
     };
     let weights = &site.inputs[1..1 + count];
-    let fits = |w: &View| w.ty.rank() == 2 && (is_packed(&w.ty) || is_dense(&w.ty));
-    if !weights.iter().all(fits) {
+    let known = |w: &View| w.ty.rank() == 2 && w.ty.shape.as_const().is_some();
+    if !weights.iter().all(|w| known(w) && (is_packed(&w.ty) || is_dense(&w.ty))) {
         return Ok(false);
     }
     let Some(parts) = parts(site, weights)? else { return Ok(false) };

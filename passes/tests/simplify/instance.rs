@@ -278,6 +278,28 @@ impl<'r> Generator<'r> {
                 dims.extend(if transposed { [n, k] } else { [k, n] });
                 Some(TensorType::with_shape(x.dtype, Shape(dims)))
             }
+            // A kernel for the image's channels, no longer than the image.
+            (Op::Conv, 1, Some(x)) if x.rank() == 3 => {
+                let most = x.shape.0[2].as_const().unwrap_or(1);
+                let shape =
+                    vec![self.dim(), x.shape.0[1].clone(), Dim::new(self.rng.u64(1..=most))];
+                Some(TensorType::with_shape(x.dtype, Shape(shape)))
+            }
+            // As many heads as the queries have, and room for what came before them.
+            (Op::Attention, 1 | 2, Some(x)) if x.rank() == 3 => {
+                let keys = Dim::new(x.shape.0[0].as_const().unwrap_or(S_MAX) + 3);
+                let shape = vec![keys, x.shape.0[1].clone(), x.shape.0[2].clone()];
+                Some(TensorType::with_shape(x.dtype, Shape(shape)))
+            }
+            (Op::Attention, _, Some(_)) => Some(TensorType::scalar(DType::I32)),
+            (Op::ScatterAdd, 1, Some(_)) => {
+                Some(TensorType::new(DType::I32, [self.rng.u64(1..=2)]))
+            }
+            (Op::ScatterAdd, 2, Some(x)) if x.rank() > 0 => {
+                let mut shape = x.shape.clone();
+                shape.0[0] = self.f.ty(values[1]?).shape.0.first()?.clone();
+                Some(TensorType::with_shape(x.dtype, shape))
+            }
             _ => beside.cloned(),
         }
     }
@@ -397,6 +419,8 @@ impl<'r> Generator<'r> {
                 none.with("axis", if self.chance(20) { axis - rank as i64 } else { axis })
             }
             Op::RmsNorm | Op::LayerNorm => none.with("eps", 1e-5),
+            Op::Attention => none.with("scale", 0.5),
+            Op::ScatterAdd => none.with("axis", 0i64),
             Op::Matmul => match self.rng.bool() {
                 true => none.with("transpose_b", true),
                 false => none,

@@ -6,6 +6,7 @@ mod arithmetic;
 mod cast;
 mod logic;
 mod movement;
+mod narrow;
 mod norm;
 mod product;
 mod reduce;
@@ -15,7 +16,7 @@ use aether_ir::DType;
 
 use super::rule::{Compute, Cond, Rule};
 
-static FAMILIES: [&[Rule]; 9] = [
+static FAMILIES: [&[Rule]; 10] = [
     arithmetic::RULES,
     logic::RULES,
     cast::RULES,
@@ -25,6 +26,7 @@ static FAMILIES: [&[Rule]; 9] = [
     product::RULES,
     activation::RULES,
     norm::RULES,
+    narrow::RULES,
 ];
 
 /// Every rule, in the order in which they are tried.
