@@ -202,3 +202,27 @@ fn rows_picks_gathers_and_rope() {
         }
     }
 }
+
+/// The text as it was reviewed: a row of q4_k by subgroups, and a table's row.
+#[test]
+fn reviewed_sample() {
+    let symbols = IndexSet::new();
+    let adapter =
+        Adapter { f16: true, subgroup: Some(32), workgroup_bytes: 48 << 10, ..Adapter::LEAST };
+    let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands() };
+    let weight = Weight { dtype: DType::Q4K, layout: Layout::Planes, rows: 4096 };
+    let product = Product {
+        k: 4096,
+        tokens: Dim::new(1),
+        most_tokens: 1,
+        weights: vec![weight],
+        addends: vec![Addend { weight: 0, row: false }],
+        act: None,
+        gated: false,
+        norm: None,
+        part: None,
+    };
+    insta::assert_snapshot!("matvec_q4_k", product.launches(&site)[0].shader.wgsl);
+    let gather = GatherRows { dtype: DType::Q6K, rows: 1000, k: 512, n: Dim::new(1) };
+    insta::assert_snapshot!("gather_rows_q6_k", gather.launches(&site).unwrap()[0].shader.wgsl);
+}
