@@ -65,9 +65,9 @@ fn main() {
     let parts: [Part; 5] = [
         ("copy", Bench::copy),
         ("decode", Bench::decode),
-        ("matvec", Bench::matvec),
         ("coop", Bench::coop),
         ("attention", Bench::attention),
+        ("matvec", Bench::matvec),
     ];
     for (name, part) in parts {
         if only.is_none_or(|o| o == name) {
@@ -240,11 +240,11 @@ impl Bench {
 
     fn variants(&self, many: bool) -> Vec<Variant> {
         let mut all = Vec::new();
-        for subgroups in if many { vec![2, 4, 8, 16] } else { vec![4, 8] } {
-            for rows in [1, 2, 4] {
+        for subgroups in if many { vec![4, 8, 16] } else { vec![4, 8] } {
+            for rows in if many { vec![1, 2, 4] } else { vec![1, 2] } {
                 for steps in if many { vec![1, 2, 4] } else { vec![1, 2] } {
                     for (prefetch, passes, held) in
-                        [(true, 1, true), (true, 1, false), (false, 1, true), (false, 2, true)]
+                        [(true, 1, true), (false, 1, true), (true, 1, false), (false, 2, true)]
                     {
                         let heavy = rows * steps > 8 || subgroups * rows * passes > 32;
                         if heavy || (!many && (passes > 1 || !held)) {
@@ -276,7 +276,9 @@ impl Bench {
         ];
         let types = [DType::Q4K, DType::Q6K, DType::Q8_0, DType::Q4_0, DType::F16];
         for dtype in types {
-            for (rows, k, gated) in shapes {
+            // Every shape of the most used type, two of the others.
+            let shapes = if dtype == DType::Q4K { &shapes[..] } else { &shapes[1..3] };
+            for &(rows, k, gated) in shapes {
                 let (rows, k) = (rows / scale, k / scale / 256 * 256);
                 let many = dtype == DType::Q4K && !self.small;
                 self.matvec_case(dtype, rows, k.max(256), gated, many);
@@ -540,10 +542,11 @@ impl Bench {
             return;
         }
         let mut tiles = Vec::new();
+        tiles.push(Tile { tokens: 128, rows: 128, blocks: 1, across: (2, 2), wide: false });
         for (tokens, rows) in [(128, 128), (64, 128), (128, 64), (128, 256)] {
             for across in [(2, 2), (2, 4), (4, 2)] {
                 for blocks in [1, 2] {
-                    let tile = Tile { tokens, rows, blocks, across };
+                    let tile = Tile { tokens, rows, blocks, across, wide: true };
                     let memory = (tokens + rows) * (8 * blocks + 2) * 8
                         + across.0 * across.1 * 64 * (rows / across.1 + 4);
                     if memory <= 48 << 10 && tokens * rows / across.0 / across.1 <= 4096 {

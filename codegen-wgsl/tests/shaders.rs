@@ -12,6 +12,7 @@ use aether_codegen_wgsl::templates::{Operand, Site};
 use aether_codegen_wgsl::validate::validate as validate_shader;
 use aether_ir::{Attrs, DType, Dim, Layout, Symbol};
 use indexmap::IndexSet;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// From what WebGPU guarantees to all that kernels use.
 fn adapters() -> Vec<Adapter> {
@@ -41,6 +42,7 @@ fn validate(adapter: &Adapter, launches: &[Launch]) {
             panic!("{numbered}\n{e}");
         }
         let module = naga::front::wgsl::parse_str(&shader.wgsl).unwrap();
+        to_spirv(&module, shader.name);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module
@@ -58,6 +60,19 @@ fn validate(adapter: &Adapter, launches: &[Launch]) {
         assert_eq!(bindings, shader.bindings.len());
         assert_eq!(bindings, launch.binds.len());
     }
+}
+
+/// The driver's language, in whose writer naga has been seen to stumble over valid modules.
+fn to_spirv(module: &naga::Module, name: &str) {
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+    let info = validator.validate(module).unwrap();
+    let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+    let entry = naga::back::spv::PipelineOptions {
+        shader_stage: naga::ShaderStage::Compute,
+        entry_point: "main".to_owned(),
+    };
+    let words = naga::back::spv::write_vec(module, &info, &options, Some(&entry));
+    assert!(words.is_ok_and(|w| !w.is_empty()), "{name}");
 }
 
 fn everywhere(f: impl Fn(&Site) -> Vec<Launch>) {

@@ -33,6 +33,8 @@ pub struct Tile {
     pub blocks: u32,
     /// Subgroups along the tokens and along the rows.
     pub across: (u32, u32),
+    /// Workgroup memory is declared in vectors of four, which are stored whole.
+    pub wide: bool,
 }
 
 impl Tile {
@@ -49,13 +51,13 @@ impl Tile {
             && product.weights.iter().all(fits);
         let rows: usize = product.weights.iter().map(|w| w.rows).sum();
         let tile = match product.most_tokens {
-            ..=32 => Tile { tokens: 32, rows: 128, blocks: 1, across: (1, 4) },
-            33..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2) },
+            ..=32 => Tile { tokens: 32, rows: 128, blocks: 1, across: (1, 4), wide: true },
+            33..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2), wide: true },
             n => {
                 // Fewer tiles than multiprocessors leave some idle.
                 let tiles = n.div_ceil(128) * rows.div_ceil(128);
                 let tokens = if tiles < 400 { 64 } else { 128 };
-                Tile { tokens, rows: 128, blocks: 1, across: (2, 2) }
+                Tile { tokens, rows: 128, blocks: 1, across: (2, 2), wide: true }
             }
         };
         allowed.then_some(tile)
@@ -68,6 +70,31 @@ impl Tile {
     /// Vectors of four f16 in a row of workgroup memory.
     fn stride(&self) -> u32 {
         8 * self.blocks + 2
+    }
+
+    /// Declares the memory `xt` or `wt` of some rows, and `put_x` or `put_w`, which store four
+    /// numbers.
+    fn memory(&self, name: &str, rows: u32) -> String {
+        let n = rows * self.stride();
+        if self.wide {
+            return format!(
+                "var<workgroup> {name}t: array<vec4<f16>, {n}>;
+fn put_{name}(at: u32, v: vec4<f16>) {{ {name}t[at] = v; }}
+"
+            );
+        }
+        format!(
+            "var<workgroup> {name}t: array<f16, {}>;
+fn put_{name}(at: u32, v: vec4<f16>) {{
+    let i = 4u * at;
+    {name}t[i] = v.x;
+    {name}t[i + 1u] = v.y;
+    {name}t[i + 2u] = v.z;
+    {name}t[i + 3u] = v.w;
+}}
+",
+            4 * n
+        )
     }
 
     /// Fragments of 16x16 of a subgroup.
@@ -135,7 +162,7 @@ impl Row {
                         };
                         let _ = writeln!(
                             t,
-                            "wt[{at} + {}u] = vec4<f16>(vec2<f16>({}), vec2<f16>({}));",
+                            "put_w({at} + {}u, vec4<f16>(vec2<f16>({}), vec2<f16>({})));",
                             2 * i + half,
                             pair(x),
                             pair(y)
@@ -181,7 +208,7 @@ fn unpack_blocks(codec: &Codec, b: &str, s: &str, at: &str) -> String {
                 Some(_) => format!("fma({codes}, f{half}{s}, a{half}{s})"),
                 None => format!("{codes} * f{half}{s}"),
             };
-            let _ = writeln!(t, "wt[{at} + {}u] = {value};", 4 * half + i);
+            let _ = writeln!(t, "put_w({at} + {}u, {value});", 4 * half + i);
         }
     }
     t
@@ -286,10 +313,10 @@ fn entry(plan: &Plan, x: &Var, factors: Option<&Var>, epilogue: &Epilogue, token
     let (fm, fn_) = tile.fragments();
     let subgroups = tile.across.0 * tile.across.1;
     let out_stride = fn_ * 16 + 4;
+    // Elements of the declared memory in a vector of four numbers.
+    let unit = if tile.wide { 1 } else { 4 };
     let mut t = format!(
-        "var<workgroup> xt: array<vec4<f16>, {}>;
-var<workgroup> wt: array<vec4<f16>, {}>;
-var<workgroup> sums: array<f32, {}>;
+        "{}{}var<workgroup> sums: array<f32, {}>;
 @compute @workgroup_size({wg})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32, @builtin(subgroup_id) sg: u32, @builtin(subgroup_invocation_id) lane: u32) {{
 let group = id.y;
@@ -297,8 +324,8 @@ let token0 = id.x * {}u;
 let sgm = sg / {}u;
 let sgn = sg % {}u;
 ",
-        tile.tokens * stride,
-        tile.rows * stride,
+        tile.memory("x", tile.tokens),
+        tile.memory("w", tile.rows),
         subgroups * 16 * out_stride,
         tile.tokens,
         tile.across.1,
@@ -391,7 +418,7 @@ var r_{copy} = 0u;
     let steps = k / 32 / tile.blocks;
     let _ = writeln!(t, "for (var step = 0u; step < {steps}u; step += 1u) {{\nworkgroupBarrier();");
     for i in 0..plan.vectors() {
-        let _ = writeln!(t, "xt[xto_{i}] = xv_{i};");
+        let _ = writeln!(t, "put_x(xto_{i}, xv_{i});");
     }
     t.push_str(&plan.by_weight(&|w| {
         plan.by_copy(w, &|copy, w| {
@@ -409,23 +436,25 @@ var r_{copy} = 0u;
         for m in 0..fm {
             let _ = write!(
                 t,
-                "let ai_{kk}_{m} = (sgm * {}u + {}u) * {stride}u + {}u;
-let a_{kk}_{m} = coopLoadT<coop_mat16x16<f16, A>>(&xt[ai_{kk}_{m}], {stride}u);
+                "let ai_{kk}_{m} = ((sgm * {}u + {}u) * {stride}u + {}u) * {unit}u;
+let a_{kk}_{m} = coopLoadT<coop_mat16x16<f16, A>>(&xt[ai_{kk}_{m}], {}u);
 ",
                 fm * 16,
                 m * 16,
-                kk * 4
+                kk * 4,
+                stride * unit
             );
         }
         for n in 0..fn_ {
             let _ = write!(
                 t,
-                "let bi_{kk}_{n} = (sgn * {}u + {}u) * {stride}u + {}u;
-let b_{kk}_{n}_ = coopLoad<coop_mat16x16<f16, B>>(&wt[bi_{kk}_{n}], {stride}u);
+                "let bi_{kk}_{n} = ((sgn * {}u + {}u) * {stride}u + {}u) * {unit}u;
+let b_{kk}_{n}_ = coopLoad<coop_mat16x16<f16, B>>(&wt[bi_{kk}_{n}], {}u);
 ",
                 fn_ * 16,
                 n * 16,
-                kk * 4
+                kk * 4,
+                stride * unit
             );
             for m in 0..fm {
                 let _ = writeln!(
