@@ -20,6 +20,7 @@ pub mod rope;
 pub mod rows;
 pub mod tall;
 pub mod text;
+pub mod tiled;
 
 use aether_ir::Symbol;
 use indexmap::IndexSet;

@@ -11,6 +11,7 @@ use super::blocks::{Codec, DOT16};
 use super::prepare::{self, Area, Form};
 use super::product::{Epilogue, Product};
 use super::text::{Elements, Source, dim_text};
+use super::tiled;
 use crate::kernel::{Groups, Launch};
 
 const ROWS: u32 = 64;
@@ -33,8 +34,15 @@ pub fn launches(product: &Product, site: &Site) -> Vec<Launch> {
     if product.gated {
         all.push(multiply(product, site, area.as_ref(), &[0, 1]));
     } else {
+        // Software drivers have narrow subgroups; going through workgroup memory costs them more
+        // than it saves.
+        let wide = site.adapter.subgroup.is_some_and(|n| n >= 16);
+        let tiled = wide && tiled::fits(product, site.adapter, true);
         for i in 0..product.weights.len() {
-            all.push(multiply(product, site, area.as_ref(), &[i]));
+            all.push(match tiled {
+                true => tiled::launch(product, site, area.as_ref(), i, true),
+                false => multiply(product, site, area.as_ref(), &[i]),
+            });
         }
     }
     all

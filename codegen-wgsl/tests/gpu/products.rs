@@ -3,6 +3,7 @@
 use aether_codegen_wgsl::templates::Site;
 use aether_codegen_wgsl::templates::matvec::{self, Variant};
 use aether_codegen_wgsl::templates::product::{Addend, Product, Weight};
+use aether_codegen_wgsl::templates::tiled;
 use aether_ir::tensor::ConcreteType;
 use aether_ir::{Attrs, DType, Dim, Layout, Op, Symbol, Tensor};
 use indexmap::IndexSet;
@@ -291,5 +292,40 @@ fn infinities_and_nan_come_through() {
         let w = matrix(&mut rng, DType::Q4K, 8, 256);
         let want = meaning(Op::Matmul, &[&x, &w], &attrs, &[result(2, 8)]);
         check("activations", &plain(&x, &[&w]), &[&x, &w], &want);
+    }
+}
+
+/// Tiles through workgroup memory, which the choice leaves to adapters with wide subgroups.
+#[test]
+fn tiles_of_plain_numbers() {
+    let mut rng = fastrand::Rng::with_seed(9);
+    let symbols = IndexSet::new();
+    for (dtype, tokens, n, k, transposed) in [
+        (DType::F32, 130, 200, 36, true),
+        (DType::F32, 5, 128, 32, true),
+        (DType::F16, 20, 70, 72, true),
+        (DType::Bf16, 20, 70, 48, true),
+        (DType::F32, 130, 200, 36, false),
+        (DType::F32, 60, 128, 64, false),
+    ] {
+        let x = activations(&mut rng, &[tokens, k]);
+        let stored = if transposed { (n, k) } else { (k, n) };
+        let w = matrix(&mut rng, dtype, stored.0, stored.1);
+        let row = activations(&mut rng, &[n]);
+        let attrs = Attrs::new().with("act", "relu").with("transpose_b", transposed);
+        let want = meaning(Op::MatmulAct, &[&x, &w, &row], &attrs, &[result(tokens, n)]);
+        let product = Product {
+            weights: vec![Weight { dtype, layout: Layout::RowMajor, rows: n }],
+            addends: vec![Addend { weight: 0, row: true }],
+            act: Some("relu".to_owned()),
+            ..plain(&x, &[&w])
+        };
+        let site = Site { adapter: &GPU.adapter, symbols: &symbols, operands: &operands(3) };
+        assert!(tiled::fits(&product, site.adapter, transposed));
+        let launch = tiled::launch(&product, &site, None, 0, transposed);
+        let bytes: Vec<Vec<u8>> = [&x, &w, &row].iter().map(|t| t.bytes().to_vec()).collect();
+        let found = GPU.run(&[launch], &bytes, &[tokens * n * 4], 0, &[]);
+        let want = want[0].to_f32_vec().unwrap();
+        assert_close(&format!("{dtype} {transposed}"), &floats(&found[0]), &want, 1e-4);
     }
 }
