@@ -47,6 +47,9 @@ pub(super) const LOWEST: &str = "-3e38";
 /// Most query heads of a workgroup.
 const HEADS: usize = 8;
 
+/// Loads of a row of the cache that are under way at the same time.
+const AHEAD: usize = 4;
+
 /// Keys in a tile of a part: one for each invocation.
 const KEYS: usize = 128;
 
@@ -274,16 +277,30 @@ ps[{}u + tid] = select(0.0, exp(s_{h} - now_{h}), key < end);
             "workgroupBarrier();
 if key_side < {side}u {{
 let count = min({KEYS}u, end - tile);
-for (var j = key_side; j < count; j += {side}u) {{
-"
+for (var j0 = key_side; j0 < count; j0 += {}u) {{
+",
+            side * AHEAD
         );
-        let row = format!("((tile + j) * {}u + kv) * {dv}u", self.kv_heads);
-        t.push_str(&self.read(&v, &row, "lane"));
-        for h in 0..g {
-            let _ = writeln!(t, "let p_{h} = ps[{}u + j];\nweight_{h} += p_{h};", h * KEYS);
-            for i in 0..quads {
-                let _ = writeln!(t, "acc_{h}_{i} += p_{h} * e{i};");
+        // Rows behind the last are read as the last, and count nothing.
+        for n in 0..AHEAD {
+            let _ = writeln!(t, "let j_{n} = min(j0 + {}u, count - 1u);", n * side);
+            let row = format!("((tile + j_{n}) * {}u + kv) * {dv}u", self.kv_heads);
+            let _ = writeln!(t, "let c{n} = {};", self.load(&v, &row, "lane"));
+        }
+        for n in 0..AHEAD {
+            let _ = writeln!(t, "{{\nlet c = c{n};\nlet counts = j0 + {}u < count;", n * side);
+            t.push_str(self.elements_of(&v));
+            for h in 0..g {
+                let _ = writeln!(
+                    t,
+                    "let p_{h} = select(0.0, ps[{}u + j_{n}], counts);\nweight_{h} += p_{h};",
+                    h * KEYS
+                );
+                for i in 0..quads {
+                    let _ = writeln!(t, "acc_{h}_{i} += p_{h} * e{i};");
+                }
             }
+            t.push_str("}\n");
         }
         t.push_str("}\n}\n}\n");
         for h in 0..g {
@@ -332,24 +349,60 @@ if lane == 0u {{
         ])
     }
 
-    /// Adds the products of the key row at element `row` with the queries of `g` heads.
+    /// Adds the products of the key row at element `row` with the queries of `g` heads. Several
+    /// loads are under way at a time: their latency is what a short context costs.
     fn scores(&self, k: &Var, row: &str, g: usize) -> String {
         let (width, d) = (self.width(self.d), self.d);
         let quads = width.div_ceil(4);
-        let mut t = format!("for (var i = 0u; i < {}u; i += 1u) {{\n", d / width);
-        t.push_str(&self.read(k, row, "i"));
-        for h in 0..g {
-            for q in 0..quads {
-                let at = format!("qs[{}u + i * {quads}u + {q}u]", h * d / width.min(4));
-                let _ = if width == 1 {
-                    writeln!(t, "s_{h} += {at} * e0;")
-                } else {
-                    writeln!(t, "s_{h} += dot({at}, e{q});")
-                };
+        let steps = d / width;
+        let ahead = (1..=AHEAD).rev().find(|n| steps.is_multiple_of(*n)).unwrap_or(1);
+        let mut t = format!("for (var i0 = 0u; i0 < {steps}u; i0 += {ahead}u) {{\n");
+        for n in 0..ahead {
+            let _ = writeln!(t, "let c{n} = {};", self.load(k, row, &format!("(i0 + {n}u)")));
+        }
+        for n in 0..ahead {
+            let _ = writeln!(t, "{{\nlet i = i0 + {n}u;\nlet c = c{n};");
+            t.push_str(self.elements_of(k));
+            for h in 0..g {
+                for q in 0..quads {
+                    let at = format!("qs[{}u + i * {quads}u + {q}u]", h * d / width.min(4));
+                    let _ = if width == 1 {
+                        writeln!(t, "s_{h} += {at} * e0;")
+                    } else {
+                        writeln!(t, "s_{h} += dot({at}, e{q});")
+                    };
+                }
             }
+            t.push_str("}\n");
         }
         t.push_str("}\n");
         t
+    }
+
+    /// What is read at once, number `i` of the row at element `row`, as it lies in the cache.
+    fn load(&self, cache: &Var, row: &str, i: &str) -> String {
+        let name = &cache.name;
+        match cache.elements {
+            Elements::U32x4 => format!("{name}[({row}) / 8u + {i}]"),
+            Elements::U32 => {
+                format!("({name}[({row} + {i}) / 2u] >> (16u * (({row} + {i}) % 2u)))")
+            }
+            Elements::F32x4 => format!("{name}[({row}) / 4u + {i}]"),
+            _ => format!("{name}[{row} + {i}]"),
+        }
+    }
+
+    /// `e0`, `e1`: the elements of what was read as `c`.
+    fn elements_of(&self, cache: &Var) -> &'static str {
+        match cache.elements {
+            Elements::U32x4 => {
+                "let e0 = vec4(unpack2x16float(c.x), unpack2x16float(c.y));
+let e1 = vec4(unpack2x16float(c.z), unpack2x16float(c.w));
+"
+            }
+            Elements::U32 => "let e0 = unpack2x16float(c).x;\n",
+            _ => "let e0 = c;\n",
+        }
     }
 
     /// `e0`, `e1`: the elements that are read at once, number `i` of the row at element `row`.
@@ -379,28 +432,40 @@ let e0 = unpack2x16float({name}[at / 2u] >> (16u * (at % 2u))).x;
         let bytes = self.scratch_bytes(site.adapter);
         let partial = source.scratch(0, bytes, "part_sums", Elements::F32).name;
         let out = source.result(0, "out0", Elements::F32).name;
+        // An invocation weighs a part: there are at most 64.
         source.push(&format!(
-            "@compute @workgroup_size(64)
+            "var<workgroup> shares: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+@compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
 let row = id.y * {heads}u + id.x;
 let start = row * {parts}u * {stride}u;
-var most = f32({LOWEST});
-for (var i = 0u; i < {parts}u; i += 1u) {{ most = max(most, {partial}[start + i * {stride}u + {dv}u]); }}
+var top = f32({LOWEST});
 var weight = 0.0;
-for (var i = 0u; i < {parts}u; i += 1u) {{
-    let at = start + i * {stride}u + {dv}u;
-    weight += {partial}[at + 1u] * exp({partial}[at] - most);
+if tid < {parts}u {{
+    top = {partial}[start + tid * {stride}u + {dv}u];
+    weight = {partial}[start + tid * {stride}u + {dv}u + 1u];
 }}
+shares[tid] = top;
+workgroupBarrier();
+var most = top;
+for (var i = 0u; i < {parts}u; i += 1u) {{ most = max(most, shares[i]); }}
+workgroupBarrier();
+let share = exp(top - most);
+shares[tid] = select(0.0, share, tid < {parts}u);
+sums[tid] = weight * share;
+workgroupBarrier();
+var total = 0.0;
+for (var i = 0u; i < {parts}u; i += 1u) {{ total += sums[i]; }}
 for (var j = tid; j < {dv}u; j += 64u) {{
     var sum = 0.0;
-    for (var i = 0u; i < {parts}u; i += 1u) {{
-        let at = start + i * {stride}u;
-        sum += {partial}[at + j] * exp({partial}[at + {dv}u] - most);
-    }}
-    {out}[row * {dv}u + j] = sum / weight;
+    for (var i0 = 0u; i0 < {parts}u; i0 += {AHEAD}u) {{
+{loads}    }}
+    {out}[row * {dv}u + j] = sum / total;
 }}
 }}",
-            heads = self.heads
+            heads = self.heads,
+            loads = combine_loads(&partial, parts, stride),
         ));
         source.launch([
             Groups::of(self.heads, 1),
@@ -408,4 +473,21 @@ for (var j = tid; j < {dv}u; j += 64u) {{
             Groups::one(),
         ])
     }
+}
+
+/// Statements that add some parts to `sum`, their loads before the first is used.
+fn combine_loads(partial: &str, parts: usize, stride: usize) -> String {
+    let last = parts - 1;
+    let mut t = String::new();
+    for n in 0..AHEAD {
+        let _ = writeln!(
+            t,
+            "        let x{n} = {partial}[start + min(i0 + {n}u, {last}u) * {stride}u + j];"
+        );
+    }
+    for n in 0..AHEAD {
+        let _ =
+            writeln!(t, "        if i0 + {n}u < {parts}u {{ sum += x{n} * shares[i0 + {n}u]; }}");
+    }
+    t
 }
