@@ -446,6 +446,72 @@ fn indices_out_of_range_fail() {
     }
 }
 
+/// Random pieces of up to three sequences out of four, in any order of slots.
+fn places(rng: &mut fastrand::Rng, context: usize) -> (Tensor, Tensor) {
+    let mut slots = [0, 1, 2, 3];
+    rng.shuffle(&mut slots);
+    let (mut positions, mut ids) = (Vec::new(), Vec::new());
+    for &slot in &slots[..rng.usize(1..4)] {
+        let tokens = if rng.bool() { 1 } else { rng.usize(2..9) };
+        let past = rng.usize(0..=context - tokens);
+        positions.extend((past..past + tokens).map(|p| p as i32));
+        ids.extend(std::iter::repeat_n(slot, tokens));
+    }
+    let ints = |v: &[i32]| Tensor::from_i32(&[v.len()], v).unwrap();
+    (ints(&positions), ints(&ids))
+}
+
+#[test]
+fn sequences_in_slots() {
+    let mut rng = fastrand::Rng::with_seed(21);
+    let context = 12;
+    for round in 0..20 {
+        let (positions, slots) = places(&mut rng, context);
+        let tokens = positions.shape()[0];
+        let cache_type = if round % 2 == 0 { DType::F16 } else { DType::F32 };
+        let (heads, kv, d, dv) = (4, 2, 8, 16);
+        let q = random(&mut rng, DType::F32, &[tokens, heads, d]);
+        let k = random(&mut rng, cache_type, &[4, context, kv, d]);
+        let v = random(&mut rng, cache_type, &[4, context, kv, dv]);
+        let rows = random(&mut rng, DType::F32, &[tokens, kv, d]);
+        let attrs = Attrs::new().with("scale", 0.3).with("window", i64::from(round % 3 == 0) * 3);
+        let places = [positions, slots];
+        let operands = [&[k.clone(), rows][..], &places].concat();
+        check(Op::KvAppend, &Attrs::new(), &operands, &[]);
+        check(Op::Attention, &attrs, &[&[q, k, v][..], &places].concat(), &[]);
+    }
+}
+
+#[test]
+fn misplaced_sequences_fail() {
+    let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape).unwrap();
+    let ints = |v: [i32; 3]| Tensor::from_i32(&[3], &v).unwrap();
+    let cache = zeros(&[2, 4, 1, 2]);
+    let scale = Attrs::new().with("scale", 1.0);
+    let table = [
+        ([0, 1, 0], [0, 1, 0], "slot 0 do not stand together"),
+        ([0, 0, 0], [0, 1, 1], "slot 1 do not stand together"),
+        ([0, 1, 2], [0, 0, 2], "names slot 2, but there are 2"),
+        ([0, 1, 2], [0, 0, -1], "names slot -1"),
+        ([2, 3, 4], [0, 0, 0], "more than the context of 4"),
+        ([-1, 0, 1], [0, 0, 0], "-1 of token 0 is negative"),
+    ];
+    for (positions, slots, message) in table {
+        let (positions, slots) = (ints(positions), ints(slots));
+        let rows = zeros(&[3, 1, 2]);
+        let append = vec![cache.clone(), rows.clone(), positions.clone(), slots.clone()];
+        let attend = vec![rows, cache.clone(), cache.clone(), positions, slots];
+        for (op, attrs, operands) in
+            [(Op::KvAppend, &Attrs::new(), append), (Op::Attention, &scale, attend)]
+        {
+            let module = module(op, attrs, &operands, &[]);
+            let exe = Executable::compile(module, &Files::new(), &Options::default()).unwrap();
+            let e = run_executable(&Arc::new(exe), operands).unwrap_err().to_string();
+            assert!(e.contains(message), "{e}, not {message}");
+        }
+    }
+}
+
 #[test]
 fn pools_of_random_shapes() {
     let mut rng = fastrand::Rng::with_seed(9);

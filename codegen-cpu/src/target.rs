@@ -174,14 +174,16 @@ impl Target for CpuTarget {
             }
             Op::Attention => {
                 let number = |ty: &TensorType, axis: usize| max(&ty.shape.0[axis]);
+                // Over slots the caches have one more axis in front.
+                let front = types[1].rank().saturating_sub(3);
                 let shape = Attention {
                     tokens: number(types[0], 0),
                     past: 0,
                     causal: true,
                     heads: number(types[0], 1),
-                    kv_heads: number(types[1], 1).max(1),
+                    kv_heads: number(types[1], 1 + front).max(1),
                     head_dim: number(types[0], 2),
-                    v_dim: number(types[2], 2),
+                    v_dim: number(types[2], 2 + front),
                     scale: 1.0,
                     window: None,
                     soft_cap: None,

@@ -202,6 +202,56 @@ fn appending_then_attending_equals_attending_over_all() {
     }
 }
 
+/// Sequences in slots give what each gives alone.
+#[test]
+fn slots_keep_sequences_apart() {
+    let mut rng = fastrand::Rng::with_seed(8);
+    let (heads, d, context) = (4, 3, 6);
+    let attrs = Attrs::new().with("scale", 0.4).with("window", 4i64);
+    // Slot, position, tokens.
+    let pieces = [(2, 1, 3), (0, 5, 1), (1, 0, 2)];
+    let ints = |v: Vec<i32>| Tensor::from_i32(&[v.len()], &v).unwrap();
+    let place = |f: fn(&(i32, i32, i32), i32) -> i32| {
+        ints(pieces.iter().flat_map(|p| (0..p.2).map(move |i| f(p, i))).collect())
+    };
+    let (positions, slots) = (place(|p, i| p.1 + i), place(|p, _| p.0));
+    let q = random(&mut rng, DType::F32, &[6, heads, d]);
+    let rows = random(&mut rng, DType::F32, &[6, 2, d]);
+    let cache = random(&mut rng, DType::F16, &[3, context, 2, d]);
+    let ty = |x: &Tensor| (x.dtype(), x.shape().to_vec());
+    let none = Attrs::new();
+    let (dtype, shape) = ty(&cache);
+    let grown = one(Op::KvAppend, &none, &[&cache, &rows, &positions, &slots], dtype, &shape);
+    let operands = [&q, &grown, &grown, &positions, &slots];
+    let all = one(Op::Attention, &attrs, &operands, DType::F32, q.shape());
+
+    let slice = |x: &Tensor, from: i32, to: i32| {
+        let mut limits: Vec<i64> = x.shape().iter().map(|&d| d as i64).collect();
+        let mut starts = vec![0; limits.len()];
+        (starts[0], limits[0]) = (i64::from(from), i64::from(to));
+        let mut shape = x.shape().to_vec();
+        shape[0] = (to - from) as usize;
+        let attrs = Attrs::new().with("starts", starts).with("limits", limits);
+        one(Op::Slice, &attrs, &[x], x.dtype(), &shape)
+    };
+    let of_slot = |x: &Tensor, slot: i32| {
+        let part = slice(x, slot, slot + 1);
+        one(Op::Reshape, &Attrs::new(), &[&part], x.dtype(), &x.shape()[1..])
+    };
+    let mut first = 0;
+    for (slot, past, tokens) in pieces {
+        let part = |x: &Tensor| slice(x, first, first + tokens);
+        let past = Tensor::scalar_i32(past);
+        let own = of_slot(&cache, slot);
+        let own = one(Op::KvAppend, &none, &[&own, &part(&rows), &past], dtype, own.shape());
+        assert_eq!(of_slot(&grown, slot), own);
+        let q = part(&q);
+        let alone = one(Op::Attention, &attrs, &[&q, &own, &own, &past], DType::F32, q.shape());
+        assert_eq!(part(&all), alone);
+        first += tokens;
+    }
+}
+
 /// Rotation keeps lengths, and products depend on the distance only.
 #[test]
 fn rope_depends_on_distance() {

@@ -1,5 +1,6 @@
 //! Norms, rotary embedding, attention and the KV cache.
 
+use aether_ir::op::slots::segments;
 use aether_ir::{DType, Op};
 
 use super::access::Range;
@@ -158,8 +159,68 @@ fn tables(
     Ok(table)
 }
 
+/// The i32 values of a value with one element for each token.
+///
+/// # Safety
+/// The value has `n` aligned i32, which nothing writes meanwhile.
+unsafe fn per_token<'a>(ctx: &RunCtx, loc: Loc, n: usize) -> &'a [i32] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(ctx.ptr(loc).cast::<i32>(), n) }
+}
+
+/// Where the tokens of an op stand: after a scalar `past`, or each at its position of its slot.
+#[derive(Clone, Copy)]
+struct Place {
+    past: Loc,
+    slots: Option<Loc>,
+}
+
+impl Place {
+    /// Calls `each` with the slot, the tokens and the position of the first of them, for every
+    /// sequence of the call; `false` when the values make no sense, which fails the run.
+    fn each(
+        self,
+        ctx: &RunCtx,
+        (tokens, slots, context): (usize, usize, usize),
+        mut each: impl FnMut(usize, std::ops::Range<usize>, usize),
+    ) -> bool {
+        let Some(slot_ids) = self.slots else {
+            let past = scalar(ctx, self.past);
+            let start = usize::try_from(past).ok();
+            match start.filter(|p| p.checked_add(tokens).is_some_and(|end| end <= context)) {
+                Some(start) if tokens > 0 => each(0, 0..tokens, start),
+                Some(_) => {}
+                None => {
+                    ctx.fail(|| {
+                        format!(
+                            "{past} past and {tokens} new tokens do not fit a context of {context}"
+                        )
+                    });
+                    return false;
+                }
+            }
+            return true;
+        };
+        // SAFETY: the type rule gives both one i32 for each token.
+        let (positions, slot_ids) =
+            unsafe { (per_token(ctx, self.past, tokens), per_token(ctx, slot_ids, tokens)) };
+        for segment in segments(positions, slot_ids, slots, context) {
+            match segment {
+                Ok(s) => each(s.slot, s.tokens, s.past),
+                Err(message) => {
+                    ctx.fail(|| message);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
 fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     let (q, k, v, past) = (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.inputs[3]);
+    let place = Place { past: past.loc, slots: site.inputs.get(4).map(|v| v.loc) };
+    let front = usize::from(place.slots.is_some());
     let cache_type = k.ty.dtype;
     if q.ty.dtype != DType::F32 || !matches!(cache_type, DType::F16 | DType::F32 | DType::Bf16) {
         return Ok(false);
@@ -175,9 +236,9 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
         past: 0,
         causal: attrs.bool("causal", true),
         heads: number(q, 1)?,
-        kv_heads: number(k, 1)?,
+        kv_heads: number(k, 1 + front)?,
         head_dim: number(q, 2)?,
-        v_dim: number(v, 2)?,
+        v_dim: number(v, 2 + front)?,
         scale: attrs.float("scale", 1.0) as f32,
         window: (window > 0).then_some(window),
         soft_cap: (softcap > 0.0).then_some(softcap),
@@ -185,8 +246,9 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     let isa = lower.opts.isa;
     let per_worker = shape.scratch_len(isa).next_multiple_of(64);
     let scratch = site.scratch(per_worker * 4 * lower.opts.threads)?;
-    let (tokens, context) = (q.dims[0].clone(), k.dims[0].clone());
-    let (q, k, v, past, y) = (q.loc, k.loc, v.loc, past.loc, site.outputs[0].loc);
+    let (tokens, context) = (q.dims[0].clone(), k.dims[front].clone());
+    let slots = place.slots.map(|_| k.dims[0].clone());
+    let (q, k, v, y) = (q.loc, k.loc, v.loc, site.outputs[0].loc);
     let mut writes = site.writes();
     writes.push(scratch.range);
     lower.emit(
@@ -195,47 +257,53 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
         writes,
         Box::new(move |ctx, work| {
             let (tokens, context) = (tokens.get(ctx.symbols), context.get(ctx.symbols));
-            let past = scalar(ctx, past);
-            let call =
-                Attention { tokens, past: usize::try_from(past).unwrap_or(usize::MAX), ..shape };
-            if call.validate(context).is_err() {
-                ctx.fail(|| {
-                    format!("{past} past and {tokens} new tokens do not fit a context of {context}")
-                });
+            let slots = slots.as_ref().map_or(1, |s| s.get(ctx.symbols));
+            let call_of = |tokens: usize, past: usize| Attention { tokens, past, ..shape };
+            let mut units = 0;
+            let sizes = (tokens, slots, context);
+            if !place.each(ctx, sizes, |_, t, past| units += call_of(t.len(), past).units()) {
                 return;
             }
-            if tokens == 0 {
-                return;
-            }
-            // SAFETY: q and the result have `tokens` rows, the caches `context`; every worker has
-            // scratch of its own; a unit is claimed once.
-            unsafe {
-                let scratch = ctx.ptr(scratch.loc).cast::<f32>().add(work.index * per_worker);
-                let scratch = std::slice::from_raw_parts_mut(scratch, per_worker);
-                let q = std::slice::from_raw_parts(
-                    ctx.ptr(q).cast::<f32>(),
-                    tokens * call.heads * call.head_dim,
-                );
-                let rows = context * call.kv_heads;
-                let (kn, vn) = (rows * call.head_dim, rows * call.v_dim);
-                let (k, v, y) = (ctx.ptr(k), ctx.ptr(v), ctx.ptr(y).cast::<f32>());
-                macro_rules! units {
-                    ($e:ty) => {{
-                        let k = std::slice::from_raw_parts(k.cast::<$e>(), kn);
-                        let v = std::slice::from_raw_parts(v.cast::<$e>(), vn);
-                        work.chunks(call.units(), 1, |r| {
-                            for unit in r {
-                                attention::attention(isa, &call, (q, k, v), y, unit, scratch);
+            work.chunks(units, 1, |claim| {
+                let mut before = 0;
+                place.each(ctx, sizes, |slot, t, past| {
+                    let call = call_of(t.len(), past);
+                    let units = before..before + call.units();
+                    before = units.end;
+                    for unit in claim.start.max(units.start)..claim.end.min(units.end) {
+                        let unit = unit - units.start;
+                        // SAFETY: q and the result have `tokens` rows, the caches `context` for each
+                        // of the slots; every worker has scratch of its own; a unit is claimed once.
+                        unsafe {
+                            let scratch = ctx.ptr(scratch.loc).cast::<f32>();
+                            let scratch = scratch.add(work.index * per_worker);
+                            let scratch = std::slice::from_raw_parts_mut(scratch, per_worker);
+                            let q = ctx.ptr(q).cast::<f32>();
+                            let q = q.add(t.start * call.heads * call.head_dim);
+                            let q_len = call.tokens * call.heads * call.head_dim;
+                            let q = std::slice::from_raw_parts(q, q_len);
+                            let y = ctx.ptr(y).cast::<f32>();
+                            let y = y.add(t.start * call.heads * call.v_dim);
+                            let rows = context * call.kv_heads;
+                            let (kn, vn) = (rows * call.head_dim, rows * call.v_dim);
+                            let (k, v) = (ctx.ptr(k), ctx.ptr(v));
+                            macro_rules! run {
+                                ($e:ty) => {{
+                                    let (k, v) = (k.cast::<$e>(), v.cast::<$e>());
+                                    let k = std::slice::from_raw_parts(k.add(slot * kn), kn);
+                                    let v = std::slice::from_raw_parts(v.add(slot * vn), vn);
+                                    attention::attention(isa, &call, (q, k, v), y, unit, scratch);
+                                }};
                             }
-                        });
-                    }};
-                }
-                match cache_type {
-                    DType::F16 => units!(half::f16),
-                    DType::Bf16 => units!(half::bf16),
-                    _ => units!(f32),
-                }
-            }
+                            match cache_type {
+                                DType::F16 => run!(half::f16),
+                                DType::Bf16 => run!(half::bf16),
+                                _ => run!(f32),
+                            }
+                        }
+                    }
+                });
+            });
         }),
     );
     Ok(true)
@@ -253,37 +321,46 @@ fn append(lower: &mut Lower, site: &Site) -> Lowered {
     if cache.loc != out.loc {
         lower.copy_value(&format!("{} (copy)", site.label), cache, out.loc);
     }
-    let (tokens, context) = (rows.dims[0].clone(), cache.dims[0].clone());
+    let place = Place { past: past.loc, slots: site.inputs.get(3).map(|v| v.loc) };
+    let front = usize::from(place.slots.is_some());
+    let (tokens, context) = (rows.dims[0].clone(), cache.dims[front].clone());
+    let slots = place.slots.map(|_| cache.dims[0].clone());
     let width = rows.sizes(1..3);
     let isa = lower.opts.isa;
-    let (rows, past, out) = (rows.loc, past.loc, out.loc);
+    let (rows, out) = (rows.loc, out.loc);
     lower.emit(
         &site.label,
         site.reads(),
         site.writes(),
         Box::new(move |ctx, work| {
             let (tokens, context) = (tokens.get(ctx.symbols), context.get(ctx.symbols));
-            let (past, width) = (scalar(ctx, past), width.get(ctx.symbols));
-            let start = usize::try_from(past).ok().filter(|p| p + tokens <= context);
-            let Some(start) = start else {
-                ctx.fail(|| {
-                    format!("{past} past and {tokens} new tokens do not fit a context of {context}")
-                });
+            let slots = slots.as_ref().map_or(1, |s| s.get(ctx.symbols));
+            let width = width.get(ctx.symbols);
+            let sizes = (tokens, slots, context);
+            if !place.each(ctx, sizes, |_, _, _| ()) {
                 return;
-            };
+            }
             work.split(tokens * width, 1, |r| {
-                let at = start * width + r.start;
-                // SAFETY: checked: the rows end inside the cache; claims are disjoint.
-                unsafe {
-                    let from = ctx.ptr(rows).cast::<f32>().add(r.start);
-                    if types.1 == DType::F16 {
-                        let to = ctx.ptr(out).cast::<half::f16>().add(at);
-                        convert::f32_to_f16_raw(isa, from, to, r.len());
-                    } else {
-                        let to = ctx.ptr(out).cast::<f32>().add(at);
-                        std::ptr::copy_nonoverlapping(from, to, r.len());
+                place.each(ctx, sizes, |slot, t, past| {
+                    // What of the claim belongs to this sequence.
+                    let part = r.start.max(t.start * width)..r.end.min(t.end * width);
+                    if part.is_empty() {
+                        return;
                     }
-                }
+                    let at = (slot * context + past) * width + part.start - t.start * width;
+                    // SAFETY: checked: the rows end inside the slot's part of the cache, and no
+                    // slot comes twice; claims are disjoint.
+                    unsafe {
+                        let from = ctx.ptr(rows).cast::<f32>().add(part.start);
+                        if types.1 == DType::F16 {
+                            let to = ctx.ptr(out).cast::<half::f16>().add(at);
+                            convert::f32_to_f16_raw(isa, from, to, part.len());
+                        } else {
+                            let to = ctx.ptr(out).cast::<f32>().add(at);
+                            std::ptr::copy_nonoverlapping(from, to, part.len());
+                        }
+                    }
+                });
             });
         }),
     );

@@ -17,6 +17,7 @@ pub mod random;
 pub mod reduce;
 pub mod rope;
 pub mod shape;
+pub mod slots;
 pub mod sort;
 pub mod window;
 
@@ -219,13 +220,13 @@ op_table! {
         opt("beta_slow", AttrKind::Float, "YaRN (default 1)"),
         opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)")
     ], rope::infer_rope, Some(rope::eval_rope), "Rotary position embedding (Su et al. 2021) of x [tokens, heads, head_dim] at i32 positions: a scalar is the first token's. An optional f32 [n_dims/2] divides the frequencies.";
-    Attention "attention" 4..=4, [
+    Attention "attention" 4..=5, [
         req("scale", AttrKind::Float, "factor of the scores"),
         opt("causal", AttrKind::Bool, "token i sees keys up to position past + i (default true)"),
         opt("window", AttrKind::Int, "keys at most window - 1 positions back are seen; 0 for all (default 0)"),
         opt("softcap", AttrKind::Float, "scores become cap * tanh(score / cap); 0 for none (default 0)")
-    ], attention::infer_attention, Some(attention::eval_attention), "Scaled dot product attention of q [tokens, heads, d] over caches k [context, kv_heads, d] and v [context, kv_heads, dv]; the fourth operand is the i32 scalar `past`: keys 0..past+tokens are valid. Query head h reads kv head h / (heads / kv_heads).";
-    KvAppend "kv_append" 3..=3, [], attention::infer_kv_append, Some(attention::eval_kv_append), "The cache [context, kv_heads, d] with rows past..past+tokens replaced by the second operand [tokens, kv_heads, d], cast to the cache's type; the third operand is the i32 scalar `past`.";
+    ], attention::infer_attention, Some(attention::eval_attention), "Scaled dot product attention of q [tokens, heads, d] over caches k [context, kv_heads, d] and v [context, kv_heads, dv]; the fourth operand is the i32 scalar `past`: keys 0..past+tokens are valid. Query head h reads kv head h / (heads / kv_heads). With five operands many sequences go together: the caches have an axis of slots in front, and the last two operands are the i32 position and slot of every token. The tokens of a slot stand together at positions that rise by one.";
+    KvAppend "kv_append" 3..=4, [], attention::infer_kv_append, Some(attention::eval_kv_append), "The cache [context, kv_heads, d] with rows past..past+tokens replaced by the second operand [tokens, kv_heads, d], cast to the cache's type; the third operand is the i32 scalar `past`. With four operands the cache has an axis of slots in front, and the last two are the i32 position and slot of every token: row i goes to slot slots[i] at positions[i]. The tokens of a slot stand together at positions that rise by one.";
 
     Pack "pack" 1..=1, [], fused::infer_pack, Some(fused::eval_pack), "The same matrix in the packed layout of the result type.";
     MatmulAdd "matmul_add" 3..=3, [], fused::infer_matmul_add, Some(fused::eval_matmul_add), "x · wᵀ + r, with r of the product's shape or a row of it.";

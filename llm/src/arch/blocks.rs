@@ -6,12 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aether_ir::{
-    Attrs, BuildError, DType, Dim, Func, FuncBuilder, Op, TensorType, ValueId, donate,
+    Attrs, BuildError, DType, Dim, Func, FuncBuilder, Op, Operand, TensorType, ValueId, donate,
 };
 
-use super::ArchError;
 use super::hparams::{Hparams, RopeScaling};
 use super::weights::const_name;
+use super::{ArchError, Bounds};
 
 /// Symbol of the number of tokens of a call.
 pub(super) const TOKENS: &str = "s";
@@ -20,8 +20,8 @@ pub(super) const ROWS: &str = "r";
 
 /// Builds one layer function.
 ///
-/// Its parameters are the input, `past`, the caches, for the last layer `rows`, and then the weights;
-/// its results the output and the caches. The last layer goes on from its attention with the rows
+/// Its parameters are the input, where its tokens stand ([`Place`]), the caches, for the last layer
+/// `rows`, and then the weights; its results the output and the caches. The last layer goes on from its attention with the rows
 /// whose logits are wanted: nothing later looks at the others.
 pub struct LayerBuilder<'a> {
     /// Sizes and constants.
@@ -29,7 +29,7 @@ pub struct LayerBuilder<'a> {
     path: &'a Path,
     f: FuncBuilder,
     x: ValueId,
-    past: ValueId,
+    place: Place,
     k_cache: ValueId,
     v_cache: ValueId,
     rows: Option<ValueId>,
@@ -37,9 +37,41 @@ pub struct LayerBuilder<'a> {
     weights: HashMap<&'static str, ValueId>,
 }
 
+/// Where the tokens of a call stand.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Of one sequence: how many tokens came before, a scalar. Of many: every token's position.
+    pub past: ValueId,
+    /// Of many sequences: every token's slot.
+    pub slots: Option<ValueId>,
+}
+
+impl Place {
+    /// The parameters `past`, or `positions` and `slots`.
+    pub fn params(f: &mut FuncBuilder, bounds: &Bounds) -> Place {
+        let each = TensorType::new(DType::I32, [TOKENS]);
+        match bounds.slots {
+            None => Place { past: f.param("past", TensorType::scalar(DType::I32)), slots: None },
+            Some(_) => Place {
+                past: f.param("positions", each.clone()),
+                slots: Some(f.param("slots", each)),
+            },
+        }
+    }
+
+    /// The values.
+    pub fn values(self) -> impl Iterator<Item = ValueId> {
+        std::iter::once(self.past).chain(self.slots)
+    }
+}
+
 /// The type of a layer's key and value cache.
-pub(super) fn cache_types(hparams: &Hparams, context: usize) -> (TensorType, TensorType) {
-    let ty = |len| TensorType::new(DType::F16, [context as u64, hparams.n_kv_heads, len]);
+pub(super) fn cache_types(hparams: &Hparams, bounds: &Bounds) -> (TensorType, TensorType) {
+    let ty = |len| {
+        let one = [bounds.context as u64, hparams.n_kv_heads, len];
+        let dims: Vec<u64> = bounds.slots.map(|n| n as u64).into_iter().chain(one).collect();
+        TensorType::new(DType::F16, dims)
+    };
     (ty(hparams.key_len), ty(hparams.value_len))
 }
 
@@ -87,15 +119,15 @@ impl<'a> LayerBuilder<'a> {
         name: Arc<str>,
         hparams: &'a Hparams,
         path: &'a Path,
-        context: usize,
+        bounds: &Bounds,
         is_last: bool,
         rope_freqs: Option<&TensorType>,
         weights: &[(&'static str, TensorType)],
     ) -> Self {
         let mut f = FuncBuilder::new(name);
         let x = f.param("x", stream_type(hparams, TOKENS));
-        let past = f.param("past", TensorType::scalar(DType::I32));
-        let (k, v) = cache_types(hparams, context);
+        let place = Place::params(&mut f, bounds);
+        let (k, v) = cache_types(hparams, bounds);
         let k_cache = f.param("k_cache", k);
         let v_cache = f.param("v_cache", v);
         let rows = is_last.then(|| f.param("rows", rows_type()));
@@ -107,7 +139,7 @@ impl<'a> LayerBuilder<'a> {
                 (*name, f.param(&readable, ty.clone()))
             })
             .collect();
-        LayerBuilder { hparams, path, f, x, past, k_cache, v_cache, rows, rope_freqs, weights }
+        LayerBuilder { hparams, path, f, x, place, k_cache, v_cache, rows, rope_freqs, weights }
     }
 
     pub(super) fn finish(self) -> Func {
@@ -215,8 +247,8 @@ impl<'a> LayerBuilder<'a> {
             }
         }
         let out = match self.rope_freqs {
-            Some(freqs) => self.f.op(Op::Rope, &[x, self.past, freqs], attrs),
-            None => self.f.op(Op::Rope, &[x, self.past], attrs),
+            Some(freqs) => self.f.op(Op::Rope, &[x, self.place.past, freqs], attrs),
+            None => self.f.op(Op::Rope, &[x, self.place.past], attrs),
         };
         let out = self.built(out)?;
         Ok(self.named(out, name))
@@ -243,7 +275,8 @@ impl<'a> LayerBuilder<'a> {
         if hp.window > 0 {
             attrs = attrs.with("window", hp.window as i64);
         }
-        let operands = [q, self.k_cache, self.v_cache, self.past];
+        let mut operands = vec![q, self.k_cache, self.v_cache];
+        operands.extend(self.place.values());
         let out = self.f.op(Op::Attention, &operands, attrs);
         let out = self.built(out)?;
         let out = self.named(out, "attn_heads");
@@ -266,7 +299,8 @@ impl<'a> LayerBuilder<'a> {
     }
 
     fn append(&mut self, cache: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {
-        let operands = [donate(cache), rows.into(), self.past.into()];
+        let mut operands = vec![donate(cache), rows.into()];
+        operands.extend(self.place.values().map(Operand::from));
         let out = self.f.op_multi(Op::KvAppend, &operands, Attrs::new(), &[]);
         let out = self.built(out)?[0];
         Ok(self.named(out, name))

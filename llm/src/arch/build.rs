@@ -6,7 +6,7 @@ use aether_ir::{
     Attrs, BuildError, DType, FuncBuilder, Module, Op, Operand, TensorType, ValueId, donate,
 };
 
-use super::blocks::{self, ROWS, TOKENS, cache_types, rows_type, stream_type};
+use super::blocks::{self, Place, ROWS, TOKENS, cache_types, rows_type, stream_type};
 use super::weights::{Spec, TOKEN_EMBD, Weights};
 use super::{ArchError, Architecture, Bounds, Hparams, LayerBuilder, MAIN, identifier};
 use crate::gguf::{Gguf, TensorInfo};
@@ -58,9 +58,9 @@ impl<'g> Builder<'g> {
         let hp = self.hp;
         let mut f = FuncBuilder::new(MAIN);
         let tokens = f.param("tokens", TensorType::new(DType::I32, [TOKENS]));
-        let past = f.param("past", TensorType::scalar(DType::I32));
+        let place = Place::params(&mut f, self.bounds);
         let rows = f.param("rows", rows_type());
-        let (k_type, v_type) = cache_types(hp, self.bounds.context);
+        let (k_type, v_type) = cache_types(hp, self.bounds);
         let caches: Vec<(ValueId, ValueId)> = (0..hp.n_layers)
             .map(|i| {
                 let k = f.param(&format!("k{i}"), k_type.clone());
@@ -89,7 +89,9 @@ impl<'g> Builder<'g> {
 
         let mut returns = Vec::with_capacity(1 + 2 * hp.n_layers);
         for (i, &(k, v)) in caches.iter().enumerate() {
-            let mut operands: Vec<Operand> = vec![x.into(), past.into(), donate(k), donate(v)];
+            let mut operands: Vec<Operand> = vec![x.into()];
+            operands.extend(place.values().map(Operand::from));
+            operands.extend([donate(k), donate(v)]);
             let is_last = i + 1 == hp.n_layers;
             operands.extend(is_last.then_some(Operand::from(rows)));
             operands.extend(freqs.map(Operand::from));
@@ -151,7 +153,7 @@ impl<'g> Builder<'g> {
             name.clone(),
             self.hp,
             self.gguf.path(),
-            self.bounds.context,
+            self.bounds,
             signature.0,
             freqs,
             &signature.1,

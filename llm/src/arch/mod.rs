@@ -14,6 +14,10 @@
 //! `tokens` are the next `s` tokens after `past` earlier ones, `rows` the positions within them
 //! whose logits are wanted; the key and value caches are donated and come back extended.
 //!
+//! With [`Bounds::slots`] the same function serves many sequences at once: the caches get an axis of
+//! slots in front, and in place of `past` come `%positions: tensor<[s]xi32>, %slots:
+//! tensor<[s]xi32>`, the position and the slot of every token. The tokens of a slot stand together.
+//!
 //! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`].
 
 use std::sync::Arc;
@@ -71,6 +75,8 @@ pub struct Bounds {
     pub batch: usize,
     /// Rows of logits per call.
     pub rows: usize,
+    /// Sequences that have caches; `None` for the form of one sequence.
+    pub slots: Option<usize>,
 }
 
 /// A model as IR.

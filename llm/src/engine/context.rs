@@ -26,7 +26,7 @@ pub struct Context {
     n_past: usize,
 }
 
-fn put(bytes: &mut AlignedBytes, values: impl Iterator<Item = u32>) {
+pub(super) fn put(bytes: &mut AlignedBytes, values: impl Iterator<Item = u32>) {
     for (slot, value) in bytes.as_mut_slice().chunks_exact_mut(4).zip(values) {
         slot.copy_from_slice(&value.to_le_bytes());
     }
@@ -36,13 +36,16 @@ impl Context {
     /// An empty sequence.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When the model has slots, or the memory cannot be had.
     pub fn new(model: &Arc<Model>) -> Result<Context, EngineError> {
         let bounds = &model.interface;
+        if bounds.slots.is_some() {
+            return Err(EngineError::Form { expected: "without slots" });
+        }
         let what = format!("the cache for a context of {} tokens", bounds.context);
         check_memory(&what, model.cache_bytes() as u64)?;
         let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
-        let caches = (0..bounds.caches.len()).map(|i| session.state(FIXED + i));
+        let caches = (0..bounds.caches.len()).map(|i| session.state(bounds.fixed() + i));
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
         let single = model.single().map(|s| session.sibling(s.clone())).transpose()?;
         Ok(Context {

@@ -34,6 +34,14 @@ pub enum EngineError {
     PromptTooLong { tokens: usize, context: usize },
     #[error("{past} tokens and {new} more do not fit the context, which holds {context}")]
     ContextFull { past: usize, new: usize, context: usize },
+    #[error("the model must be loaded {expected} for this")]
+    Form { expected: &'static str },
+    #[error("slot {slot} is not among the {slots} that the model was loaded with")]
+    Slot { slot: usize, slots: usize },
+    #[error(
+        "a call of {tokens} tokens and {rows} rows of logits is beyond {batch} and {most_rows}"
+    )]
+    Batch { tokens: usize, rows: usize, batch: usize, most_rows: usize },
     #[error("the prompt has no tokens; there is nothing to continue")]
     EmptyPrompt,
     #[error("token {token} is not in the vocabulary, which has {vocab} tokens")]

@@ -9,8 +9,10 @@ use crate::arch::MAIN;
 /// Sizes of a model's `@main`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Interface {
-    /// Tokens that the caches hold.
+    /// Tokens that the caches hold, of each slot.
     pub context: usize,
+    /// Sequences that have caches; `None` in the form of one sequence.
+    pub slots: Option<usize>,
     /// Most tokens of a call.
     pub batch: usize,
     /// Most rows of logits of a call.
@@ -20,10 +22,15 @@ pub(super) struct Interface {
     pub caches: Vec<(Vec<usize>, usize)>,
 }
 
-/// Parameters before the caches.
-pub(super) const FIXED: usize = 3;
+/// Most parameters before the caches.
+pub(super) const FIXED: usize = 4;
 
 impl Interface {
+    /// Parameters before the caches: tokens, past, rows, or tokens, positions, slots, rows.
+    pub fn fixed(&self) -> usize {
+        3 + usize::from(self.slots.is_some())
+    }
+
     pub fn of(module: &Module) -> Result<Interface, EngineError> {
         let wrong = |message: String| EngineError::Interface(message);
         let func = module
@@ -31,8 +38,19 @@ impl Interface {
             .get(MAIN)
             .ok_or_else(|| wrong("the module has no such function".to_owned()))?;
         let params: Vec<&TensorType> = func.params.iter().map(|&p| func.ty(p)).collect();
-        let [tokens, past, rows, caches @ ..] = params.as_slice() else {
-            return Err(wrong("it should take tokens, past, rows and the caches".to_owned()));
+        let slotted = params.get(1).is_some_and(|ty| ty.rank() == 1);
+        let (tokens, past, rows, caches) = match params.as_slice() {
+            [tokens, positions, slots, rows, caches @ ..] if slotted => {
+                if positions != tokens || slots != tokens {
+                    let message = format!("positions and slots should be {tokens}, as tokens");
+                    return Err(wrong(message));
+                }
+                (tokens, positions, rows, caches)
+            }
+            [tokens, past, rows, caches @ ..] => (tokens, past, rows, caches),
+            _ => {
+                return Err(wrong("it should take tokens, past, rows and the caches".to_owned()));
+            }
         };
         let most = |ty: &TensorType, what: &str| match ty.shape.0.as_slice() {
             [dim] if ty.dtype == DType::I32 && dim.symbols().len() == 1 => {
@@ -46,20 +64,26 @@ impl Interface {
             _ => Err(wrong(format!("{what} should be tensor<[symbol]xi32>, but is {ty}"))),
         };
         let (batch, most_rows) = (most(tokens, "tokens")?, most(rows, "rows")?);
-        if past.dtype != DType::I32 || past.rank() != 0 {
+        if !slotted && (past.dtype != DType::I32 || past.rank() != 0) {
             return Err(wrong(format!("past should be tensor<i32>, but is {past}")));
         }
+        let front = usize::from(slotted);
         let mut shapes = Vec::with_capacity(caches.len());
         for ty in caches {
-            let shape = ty.shape.as_const().filter(|s| s.len() == 3);
+            let shape = ty.shape.as_const().filter(|s| s.len() == 3 + front);
             let bytes = ty.bytes(|_| None).and_then(|b| usize::try_from(b).ok());
             let Some((shape, bytes)) = shape.zip(bytes) else {
-                return Err(wrong(format!("a cache should have three fixed axes, but is {ty}")));
+                let n = 3 + front;
+                return Err(wrong(format!("a cache should have {n} fixed axes, but is {ty}")));
             };
             shapes.push((shape.into_iter().map(|d| d as usize).collect::<Vec<_>>(), bytes));
         }
-        let context = shapes.first().map_or(0, |(shape, _)| shape[0]);
-        if context == 0 || shapes.iter().any(|(shape, _)| shape[0] != context) {
+        let context = shapes.first().map_or(0, |(shape, _)| shape[front]);
+        let slots = shapes.first().filter(|_| slotted).map(|(shape, _)| shape[0]);
+        let equal = |(shape, _): &(Vec<usize>, usize)| {
+            shape[front] == context && slots.is_none_or(|n| shape[0] == n)
+        };
+        if context == 0 || slots == Some(0) || !shapes.iter().all(equal) {
             return Err(wrong("it should take caches of equal length".to_owned()));
         }
         if i32::try_from(context).is_err() {
@@ -81,6 +105,7 @@ impl Interface {
         }
         Ok(Interface {
             context,
+            slots,
             batch: batch.min(context),
             rows: most_rows,
             vocab: vocab as usize,

@@ -1,7 +1,8 @@
 //! The engine: a model file made ready to run, its caches, and generation.
 //!
 //! [`Model`] is what all uses of a file share: module, executable, tokenizer. [`Context`] is one
-//! sequence of tokens with its key and value caches. [`generate`] continues a prompt.
+//! sequence of tokens with its key and value caches, [`Slots`] are many that go through the model
+//! together. [`generate`] continues a prompt.
 //!
 //! ```no_run
 //! use aether_llm::engine::{Context, GenOptions, LoadOptions, Model, generate};
@@ -22,8 +23,10 @@ mod error;
 mod generate;
 mod interface;
 mod model;
+mod slots;
 
 pub use context::Context;
 pub use error::EngineError;
 pub use generate::{GenOptions, GenOutput, StopReason, Timings, generate};
 pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};
+pub use slots::{Piece, Slots};

@@ -9,7 +9,7 @@ use aether_runtime::gpu::{Gpu, Weights};
 use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool, Prepared, specialise};
 
 use super::EngineError;
-use super::interface::{FIXED, Interface};
+use super::interface::Interface;
 use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
@@ -26,6 +26,9 @@ pub struct LoadOptions {
     pub batch: usize,
     /// Most rows of logits that come out at once.
     pub rows: usize,
+    /// Sequences that have caches and go through the model together ([`Slots`](super::Slots)); 0
+    /// for the form of one sequence ([`Context`](super::Context)).
+    pub slots: usize,
     /// Workers; 0 for as many as the machine offers.
     pub threads: usize,
     /// Instruction set of the kernels; the best of this machine when `None`.
@@ -47,6 +50,7 @@ impl Default for LoadOptions {
             context: 0,
             batch: 512,
             rows: 32,
+            slots: 0,
             threads: 0,
             isa: None,
             pipeline: None,
@@ -104,7 +108,8 @@ impl Model {
             return Err(EngineError::ContextSize(context));
         }
         let batch = options.batch.clamp(1, context.max(1));
-        let bounds = Bounds { context: context.max(1), batch, rows: options.rows.max(1) };
+        let slots = (options.slots > 0).then_some(options.slots);
+        let bounds = Bounds { context: context.max(1), batch, rows: options.rows.max(1), slots };
         let file = gguf.path().to_string_lossy();
         let built = arch::build(gguf, &file, &bounds)?;
         if context as u64 > built.hparams.n_ctx_train {
@@ -152,7 +157,9 @@ impl Model {
         let path = gguf.path().to_owned();
         let tokenizer = tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
         let aliases = executable.result_aliases();
-        if let Some(i) = (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(FIXED + i)) {
+        if let Some(i) =
+            (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(interface.fixed() + i))
+        {
             return Err(EngineError::Interface(format!(
                 "cache {i} should be donated on its way to the result"
             )));
@@ -219,6 +226,11 @@ impl Model {
         self.interface.context
     }
 
+    /// Sequences that have caches of their own; `None` in the form of one sequence.
+    pub fn slots(&self) -> Option<usize> {
+        self.interface.slots
+    }
+
     /// Tokens that go through the model at once.
     pub fn batch_len(&self) -> usize {
         self.interface.batch
@@ -234,7 +246,7 @@ impl Model {
         self.interface.vocab
     }
 
-    /// Bytes of the caches of one context, when it is full.
+    /// Bytes of the caches, of all slots, when they are full.
     pub fn cache_bytes(&self) -> usize {
         self.interface.caches.iter().map(|(_, bytes)| bytes).sum()
     }

@@ -69,6 +69,11 @@ impl<'e> Vjp<'e> {
         self.e.val(self.inst.operands[i].value)
     }
 
+    /// Whether there is an operand `i`.
+    pub(crate) fn has(&self, i: usize) -> bool {
+        i < self.inst.operands.len()
+    }
+
     /// Result `i`.
     pub(crate) fn y(&self, i: usize) -> Val<'e> {
         self.e.val(self.inst.results[i])

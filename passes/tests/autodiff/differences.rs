@@ -293,9 +293,13 @@ table! {
         [("q: tensor<[t]x2x1xf64>", Any), ("k: tensor<4x2x1xf64>", Any), ("v: tensor<4x2x1xf64>", Any), ("past: tensor<i32>", Is(2))]
         "%y = attention %q, %k, %v, %past {scale = 2.0, window = 2, softcap = 1.5} : tensor<[t]x2x1xf64>"
         [("q: tensor<2x1x1xf64>", Any), ("k: tensor<4x1x1xf64>", Any), ("v: tensor<4x1x1xf64>", Any), ("past: tensor<i32>", Is(1))]
-        "%y = attention %q, %k, %v, %past {scale = 1.0, causal = false} : tensor<2x1x1xf64>";
+        "%y = attention %q, %k, %v, %past {scale = 1.0, causal = false} : tensor<2x1x1xf64>"
+        [("q: tensor<[t]x2x2xf64>", Any), ("k: tensor<2x3x1x2xf64>", Any), ("v: tensor<2x3x1x1xf64>", Any), ("at: tensor<[t]xi32>", Below(3)), ("slot: tensor<[t]xi32>", Order)]
+        "%y = attention %q, %k, %v, %at, %slot {scale = 0.7, window = 2} : tensor<[t]x2x1xf64>";
     "kv_append": [("c: tensor<4x1x2xf64>", Any), ("r: tensor<2x1x2xf64>", Any), ("past: tensor<i32>", Is(1))]
-        "%y = kv_append %c, %r, %past : tensor<4x1x2xf64>";
+        "%y = kv_append %c, %r, %past : tensor<4x1x2xf64>"
+        [("c: tensor<2x3x1x1xf64>", Any), ("r: tensor<[t]x1x1xf64>", Any), ("at: tensor<[t]xi32>", Below(3)), ("slot: tensor<[t]xi32>", Order)]
+        "%y = kv_append %c, %r, %at, %slot : tensor<2x3x1x1xf64>";
 
     "matmul_add": [("x: tensor<2x3xf64>", Any), ("w: tensor<2x3xf64>", Any), ("r: tensor<2xf64>", Any)] "%y = matmul_add %x, %w, %r : tensor<2x2xf64>"
         [("x: tensor<1x2xf64>", Any), ("w: tensor<2x2xf64>", Any), ("r: tensor<2xf64>", Any)]

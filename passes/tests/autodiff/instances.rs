@@ -22,6 +22,8 @@ pub enum Domain {
     Below(i64),
     /// All are this number.
     Is(i64),
+    /// 0, 1, 2 and so on, in any order.
+    Order,
 }
 
 pub use Domain::*;
@@ -82,6 +84,11 @@ impl Domain {
             }
             Below(limit) => (0..n).map(|_| rng.i64(0..limit) as f64).collect(),
             Is(value) => vec![value as f64; n],
+            Order => {
+                let mut all: Vec<f64> = (0..n).map(|i| i as f64).collect();
+                rng.shuffle(&mut all);
+                all
+            }
         }
     }
 }

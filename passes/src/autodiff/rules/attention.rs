@@ -9,10 +9,17 @@ type Ruled = Result<(), String>;
 
 /// Attention from products and a softmax, which are differentiated in turn.
 ///
-/// It reads the whole cache and hides the rows that are not valid, so these must be finite.
+/// It reads the whole cache and hides the rows that are not valid, so these must be finite. Over
+/// slots the caches are one long one, of which a token sees the part that is its slot's.
 pub(crate) fn attention<'e>(v: &Vjp<'e>) -> Result<Vec<Val<'e>>, String> {
-    let (q, k, past) = (v.x(0), v.x(1), v.x(3));
-    let (values, dtype) = (v.x(2).cast(q.dtype()), q.dtype());
+    let (q, past) = (v.x(0), v.x(3));
+    let slots = v.has(4).then(|| (v.x(4), v.x(1).dim(1)));
+    let joined = |x: Val<'e>| match slots {
+        None => x,
+        Some(_) => x.reshape(Shape(vec![&x.dim(0) * &x.dim(1), x.dim(2), x.dim(3)])),
+    };
+    let k = joined(v.x(1));
+    let (values, dtype) = (joined(v.x(2)).cast(q.dtype()), q.dtype());
     let (tokens, heads, d) = (q.dim(0), q.dim(1), q.dim(2));
     let (context, kv, dv) = (k.dim(0), k.dim(1), values.dim(2));
     let group = heads.exact_div(&kv).ok_or("the heads are no multiple of the kv heads")?;
@@ -38,7 +45,14 @@ pub(crate) fn attention<'e>(v: &Vjp<'e>) -> Result<Vec<Val<'e>>, String> {
         shape[axis] = [&tokens, &context][axis].clone();
         v.e.iota(DType::I32, Shape(shape), axis)
     };
-    let (position, key) = (index(0) + past, index(1));
+    let key = index(1);
+    let (position, first) = match &slots {
+        None => (index(0) + past, None),
+        Some((slots, context)) => {
+            let first = first_row(v, *slots, context).reshape(column(&tokens));
+            (first + past.reshape(column(&tokens)), Some(first))
+        }
+    };
     let mut seen = if v.attrs().bool("causal", true) {
         key.op2(Op::Le, position)
     } else {
@@ -46,6 +60,9 @@ pub(crate) fn attention<'e>(v: &Vjp<'e>) -> Result<Vec<Val<'e>>, String> {
         let last = last.reduce(Op::ReduceMax, &[0], false);
         key.op2(Op::Le, last + past).broadcast(Shape(vec![tokens.clone(), context.clone()]))
     };
+    if let Some(first) = first {
+        seen = seen.op2(Op::And, key.op2(Op::Ge, first));
+    }
     let window = v.attrs().int("window", 0);
     if window > 0 {
         let width = v.e.scalar(DType::I32, window as f64);
@@ -63,10 +80,40 @@ pub(crate) fn attention<'e>(v: &Vjp<'e>) -> Result<Vec<Val<'e>>, String> {
     Ok(vec![mixed.reshape(v.y(0).shape())])
 }
 
+fn column(tokens: &Dim) -> Shape {
+    Shape(vec![tokens.clone(), Dim::new(1)])
+}
+
+/// For every token the first row of its slot, when the caches of all slots are joined.
+fn first_row<'e>(v: &Vjp<'e>, slots: Val<'e>, context: &Dim) -> Val<'e> {
+    // The number of rows as a value: a dimension may be a symbol.
+    let rows = v.e.iota(DType::I32, Shape(vec![context.clone()]), 0);
+    let last = rows.reduce(Op::ReduceMax, &[0], false);
+    slots * (last + v.e.scalar(DType::I32, 1.0))
+}
+
 /// The rows that were replaced have the new rows' gradient, the others the cache's.
 pub(crate) fn kv_append(v: &Vjp) -> Ruled {
     let (g, rows, past) = (v.g(), v.x(1), v.x(2));
     let tokens = Shape(vec![rows.dim(0)]);
+    if v.has(3) {
+        let whole = g.shape();
+        let all = &g.dim(0) * &g.dim(1);
+        let flat = g.reshape(Shape(vec![all.clone(), g.dim(2), g.dim(3)]));
+        let new = first_row(v, v.x(3), &whole.0[1]) + past;
+        if v.needs(0) {
+            let row = v.e.iota(DType::I32, column(&all), 0);
+            let hit = row.op2(Op::Eq, new.reshape(Shape(vec![Dim::new(1), rows.dim(0)])));
+            let hits = hit.cast(DType::I32).reduce(Op::ReduceMax, &[1], false);
+            let replaced = hits.op2(Op::Gt, v.e.scalar(DType::I32, 0.0));
+            let replaced = replaced.reshape(Shape(vec![all, Dim::new(1), Dim::new(1)]));
+            v.give(0, flat.unless(replaced).reshape(whole));
+        }
+        if v.needs(1) {
+            v.give(1, flat.gather(new, 0));
+        }
+        return Ok(());
+    }
     let new = v.e.iota(DType::I32, tokens, 0) + past;
     if v.needs(0) {
         let shape = Shape(vec![g.dim(0), Dim::new(1), Dim::new(1)]);
