@@ -1,113 +1,23 @@
-//! The chain of filters and the draw.
+//! The chain of samplers, in llama.cpp's order.
 
-use std::collections::{HashMap, VecDeque};
-
-use super::{Rng, SampleError};
-
-/// Settings of a [`Sampler`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplerOptions {
-    /// Logits are divided by it; 0 takes the greatest logit.
-    pub temperature: f32,
-    /// Only the `top_k` greatest logits stay; 0 for all.
-    pub top_k: usize,
-    /// Only the most probable tokens that together have this probability stay; 1 for all.
-    pub top_p: f32,
-    /// Only tokens at least this share as probable as the most probable one stay; 0 for all.
-    pub min_p: f32,
-    /// Divides positive logits, and multiplies negative ones, of recent tokens; 1 for nothing
-    /// (Keskar et al. 2019).
-    pub repeat_penalty: f32,
-    /// How many tokens are recent.
-    pub repeat_last_n: usize,
-    /// Of the random numbers.
-    pub seed: u64,
-}
-
-impl Default for SamplerOptions {
-    fn default() -> Self {
-        SamplerOptions {
-            temperature: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            seed: 0,
-        }
-    }
-}
-
-impl SamplerOptions {
-    /// Always the greatest logit.
-    pub fn greedy() -> Self {
-        SamplerOptions { temperature: 0.0, ..SamplerOptions::default() }
-    }
-
-    fn check(&self) -> Result<(), SampleError> {
-        let at_least_zero = |v: f32| v.is_finite() && v >= 0.0;
-        let share = |v: f32| (0.0..=1.0).contains(&v);
-        let table = [
-            ("temperature", self.temperature, at_least_zero(self.temperature), "0 or more"),
-            ("top_p", self.top_p, share(self.top_p), "from 0 to 1"),
-            ("min_p", self.min_p, share(self.min_p), "from 0 to 1"),
-            (
-                "repeat_penalty",
-                self.repeat_penalty,
-                self.repeat_penalty.is_finite() && self.repeat_penalty > 0.0,
-                "more than 0",
-            ),
-        ];
-        match table.into_iter().find(|row| !row.2) {
-            Some((name, value, _, expected)) => Err(SampleError::Option { name, value, expected }),
-            None => Ok(()),
-        }
-    }
-}
+use super::candidates::{Candidate, Candidates};
+use super::dry::Dry;
+use super::mirostat::Mirostat;
+use super::penalties::Penalties;
+use super::temperature::Temperature;
+use super::{
+    Constraint, Rng, SampleError, SamplerOptions, argmax, min_p, top_n_sigma, top_p, typical, xtc,
+};
 
 /// Chooses tokens, one after the other.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     opts: SamplerOptions,
     rng: Rng,
-    /// The last tokens, oldest first, and how often each is among them.
-    recent: VecDeque<u32>,
-    counts: HashMap<u32, u32>,
-    candidates: Vec<Candidate>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    token: u32,
-    logit: f32,
-    /// Not normalised: relative to the greatest.
-    weight: f32,
-}
-
-/// Falling logits, the lower id first among equals.
-fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
-}
-
-/// The index of the greatest logit, the first among equals.
-///
-/// # Errors
-/// When there is none, one is not a number, or the greatest is infinite.
-pub fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
-    let mut best = 0;
-    let mut max = f32::NEG_INFINITY;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > max {
-            (best, max) = (i, logit);
-        } else if logit.is_nan() {
-            return Err(SampleError::NotANumber { token: i });
-        }
-    }
-    match (logits.is_empty(), max.is_finite()) {
-        (true, _) => Err(SampleError::Empty),
-        (_, false) => Err(SampleError::NotFinite(max)),
-        _ => Ok(best as u32),
-    }
+    penalties: Penalties,
+    dry: Dry,
+    mirostat: Option<Mirostat>,
+    candidates: Candidates,
 }
 
 impl Sampler {
@@ -117,9 +27,20 @@ impl Sampler {
     /// When a setting is out of range.
     pub fn new(opts: SamplerOptions) -> Result<Sampler, SampleError> {
         opts.check()?;
-        let rng = Rng::new(opts.seed);
-        let (recent, counts) = (VecDeque::new(), HashMap::new());
-        Ok(Sampler { opts, rng, recent, counts, candidates: Vec::new() })
+        let (repeat, last_n) = (opts.repeat_penalty, opts.repeat_last_n);
+        Ok(Sampler {
+            rng: Rng::new(opts.seed),
+            penalties: Penalties::new(
+                repeat,
+                opts.frequency_penalty,
+                opts.presence_penalty,
+                last_n,
+            ),
+            dry: Dry::new(opts.dry.clone()),
+            mirostat: opts.mirostat.map(Mirostat::new),
+            candidates: Candidates::default(),
+            opts,
+        })
     }
 
     /// The settings.
@@ -127,105 +48,131 @@ impl Sampler {
         &self.opts
     }
 
-    fn penalizes(&self) -> bool {
-        self.opts.repeat_penalty != 1.0 && self.opts.repeat_last_n > 0
-    }
-
-    /// Counts a token as recent: those of the prompt, then each that was taken.
+    /// Counts a token as part of the text: those of the prompt, then each that was taken.
     pub fn accept(&mut self, token: u32) {
-        if !self.penalizes() {
-            return;
-        }
-        self.recent.push_back(token);
-        *self.counts.entry(token).or_insert(0) += 1;
-        if self.recent.len() > self.opts.repeat_last_n
-            && let Some(old) = self.recent.pop_front()
-            && let Some(count) = self.counts.get_mut(&old)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&old);
-            }
-        }
+        self.penalties.accept(token);
+        self.dry.accept(token);
     }
 
-    /// Chooses a token. Allocates only at the first call.
+    /// Chooses a token. Without penalties it allocates only at the first call.
     ///
     /// # Errors
     /// When a logit is not a number, or the greatest is infinite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+        self.sample_within(logits, None)
+    }
+
+    /// As [`Sampler::sample`], among the tokens that a constraint allows.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`], and when the constraint allows none.
+    pub fn sample_within(
+        &mut self,
+        logits: &[f32],
+        constraint: Option<&mut dyn Constraint>,
+    ) -> Result<u32, SampleError> {
         let best = argmax(logits)?;
-        let greedy = self.opts.temperature == 0.0 || self.opts.top_k == 1;
-        if greedy && (!self.penalizes() || self.counts.is_empty()) {
+        let opts = &self.opts;
+        let greedy = opts.temperature == 0.0 && opts.dynatemp_range == 0.0 || opts.top_k == 1;
+        let may_drop_best = opts.typical_p < 1.0 || opts.xtc_probability > 0.0;
+        let plain = constraint.is_none() && !self.changes_logits() && self.mirostat.is_none();
+        if greedy && plain && !may_drop_best {
             return Ok(best);
         }
-        self.candidates.clear();
-        self.candidates.extend(logits.iter().enumerate().map(|(i, &logit)| Candidate {
-            token: i as u32,
-            logit,
-            weight: 0.0,
-        }));
-        for &token in self.counts.keys() {
-            if let Some(c) = self.candidates.get_mut(token as usize) {
-                let penalty = self.opts.repeat_penalty;
-                c.logit = if c.logit > 0.0 { c.logit / penalty } else { c.logit * penalty };
-            }
+        self.cut(logits, plain, constraint)?;
+        let token = self.draw();
+        if let Some(mirostat) = &mut self.mirostat {
+            let p = self.candidates.items.iter().find(|c| c.token == token).map_or(1.0, |c| c.p);
+            mirostat.observe(p);
         }
-        if greedy {
-            return Ok(self.candidates.iter().min_by(|a, b| order(a, b)).map_or(best, |c| c.token));
-        }
-        self.filter();
-        Ok(self.draw(best))
+        Ok(token)
     }
 
-    fn filter(&mut self) {
-        let SamplerOptions { top_k, top_p, min_p, .. } = self.opts;
-        let all = &mut self.candidates;
-        let mut sorted = false;
-        if top_k > 0 && top_k < all.len() {
-            all.select_nth_unstable_by(top_k - 1, order);
-            all.truncate(top_k);
-            all.sort_unstable_by(order);
-            sorted = true;
-        }
-        let max = all.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
-        all.iter_mut().for_each(|c| c.weight = (c.logit - max).exp());
-        if top_p < 1.0 {
-            if !sorted {
-                all.sort_unstable_by(order);
-            }
-            let total: f64 = all.iter().map(|c| f64::from(c.weight)).sum();
-            let mut sum = 0.0;
-            let enough = all.iter().position(|c| {
-                sum += f64::from(c.weight);
-                sum >= total * f64::from(top_p)
-            });
-            all.truncate(enough.map_or(all.len(), |i| i + 1));
-        }
-        if min_p > 0.0 {
-            all.retain(|c| c.weight >= min_p);
-        }
+    /// The tokens that may be chosen now, with their probabilities.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn distribution(&mut self, logits: &[f32]) -> Result<&[Candidate], SampleError> {
+        argmax(logits)?;
+        self.cut(logits, false, None)?;
+        self.candidates.softmax();
+        Ok(&self.candidates.items)
     }
 
-    /// Draws one of the candidates, at the temperature.
-    fn draw(&mut self, best: u32) -> u32 {
+    /// Whether some logits are changed before anything else.
+    fn changes_logits(&self) -> bool {
+        !self.opts.logit_bias.is_empty() || self.penalties.applies() || self.dry.is_on()
+    }
+
+    /// Leaves what may be chosen among the candidates, at its temperature.
+    fn cut(
+        &mut self,
+        logits: &[f32],
+        plain: bool,
+        constraint: Option<&mut dyn Constraint>,
+    ) -> Result<(), SampleError> {
+        let opts = &self.opts;
         let all = &mut self.candidates;
-        let max = all.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
-        let scale = 1.0 / self.opts.temperature;
-        // At tiny temperatures the scale overflows: then 0 · ∞ would be no number.
-        all.iter_mut().for_each(|c| {
-            c.weight = if c.logit == max { 1.0 } else { ((c.logit - max) * scale).exp() };
-        });
-        let total: f64 = all.iter().map(|c| f64::from(c.weight)).sum();
+        if plain && opts.top_n_sigma <= 0.0 && opts.top_k > 0 && opts.top_k <= logits.len() / 8 {
+            all.fill_top(logits, opts.top_k);
+        } else {
+            all.fill(logits);
+        }
+        for &(token, bias) in &opts.logit_bias {
+            if let Some(c) = all.items.get_mut(token as usize) {
+                c.logit += bias;
+            }
+        }
+        if self.penalties.applies() && self.mirostat.is_none() {
+            self.penalties.apply(all);
+        }
+        if self.dry.is_on() && self.mirostat.is_none() {
+            self.dry.apply(all);
+        }
+        if let Some(constraint) = constraint {
+            let allowed = constraint.allowed().map_err(SampleError::Constraint)?;
+            all.items.retain(|c| allowed.contains(c.token));
+        }
+        if all.max() == f32::NEG_INFINITY {
+            return Err(SampleError::NoneAllowed);
+        }
+        let temperature = Temperature {
+            value: opts.temperature,
+            range: opts.dynatemp_range,
+            exponent: opts.dynatemp_exponent,
+        };
+        if let Some(mirostat) = &self.mirostat {
+            temperature.apply(all);
+            mirostat.apply(all, logits.len());
+            return Ok(());
+        }
+        top_n_sigma::apply(all, opts.top_n_sigma);
+        all.keep_top(opts.top_k);
+        typical::apply(all, opts.typical_p);
+        top_p::apply(all, opts.top_p);
+        min_p::apply(all, opts.min_p);
+        xtc::apply(all, opts.xtc_probability, opts.xtc_threshold, &mut self.rng);
+        temperature.apply(all);
+        Ok(())
+    }
+
+    /// Draws one of the candidates.
+    fn draw(&mut self) -> u32 {
+        self.candidates.softmax();
+        let items = &self.candidates.items;
+        if let [only] = items.as_slice() {
+            return only.token;
+        }
+        let total: f64 = items.iter().map(|c| f64::from(c.p)).sum();
         let mut left = self.rng.next_f64() * total;
-        for c in all.iter() {
-            left -= f64::from(c.weight);
+        for c in items {
+            left -= f64::from(c.p);
             if left < 0.0 {
                 return c.token;
             }
         }
         // Rounding left a rest: the last that can be drawn.
-        all.iter().rev().find(|c| c.weight > 0.0).map_or(best, |c| c.token)
+        items.iter().rev().find(|c| c.p > 0.0).map_or(0, |c| c.token)
     }
 }
 
