@@ -6,7 +6,7 @@ mod tiny;
 use std::sync::Arc;
 
 use aether_llm::engine::{Context, EngineError, LoadOptions, Model, Piece, Slots};
-use tiny::{FLOATS, QUANTIZED, Tiny};
+use tiny::{FLOATS, QUANTIZED, SMALL_BLOCKS, Tiny};
 
 fn load(tiny: &Tiny, slots: usize, threads: usize) -> Arc<Model> {
     let options =
@@ -126,7 +126,7 @@ fn wrong_pieces_are_refused() {
 #[test]
 fn company_changes_no_bit() {
     for (tiny, threads) in
-        [(Tiny::llama(QUANTIZED), 2), (Tiny::llama(FLOATS), 1), (Tiny::qwen2(FLOATS), 3)]
+        [(Tiny::llama(SMALL_BLOCKS), 2), (Tiny::llama(FLOATS), 1), (Tiny::qwen2(FLOATS), 3)]
     {
         let model = load(&tiny, 12, threads);
         let tokens = text(5, 12);

@@ -132,6 +132,8 @@ impl<'g> Builder<'g> {
         let logits = self.built(logits)?;
         f.name(logits, "logits");
         returns.insert(0, logits);
+        // Who serves many also serves embeddings.
+        returns.extend(self.bounds.slots.map(|_| normed));
         self.module.add_func(f.finish(&returns));
         Ok(self.module)
     }

@@ -17,6 +17,7 @@
 //! With [`Bounds::slots`] the same function serves many sequences at once: the caches get an axis of
 //! slots in front, and in place of `past` come `%positions: tensor<[s]xi32>, %slots:
 //! tensor<[s]xi32>`, the position and the slot of every token. The tokens of a slot stand together.
+//! After the caches it also returns what the logits are computed from, for embeddings.
 //!
 //! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`].
 

@@ -36,7 +36,9 @@ pub enum EngineError {
     ContextFull { past: usize, new: usize, context: usize },
     #[error("the model must be loaded {expected} for this")]
     Form { expected: &'static str },
-    #[error("slot {slot} is not among the {slots} that the model was loaded with")]
+    #[error("the engine's thread could not be started: {0}")]
+    Thread(String),
+    #[error("slot {slot} is not among the {slots} of the model, or comes twice")]
     Slot { slot: usize, slots: usize },
     #[error(
         "a call of {tokens} tokens and {rows} rows of logits is beyond {batch} and {most_rows}"

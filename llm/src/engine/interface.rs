@@ -18,6 +18,8 @@ pub(super) struct Interface {
     /// Most rows of logits of a call.
     pub rows: usize,
     pub vocab: usize,
+    /// Elements of a row of what the logits are computed from, when it is returned too.
+    pub hidden: Option<usize>,
     /// Shape and bytes of each cache.
     pub caches: Vec<(Vec<usize>, usize)>,
 }
@@ -100,6 +102,17 @@ impl Interface {
             let rows = Dim::clone(&rows.shape.0[0]);
             wrong(format!("logits should be tensor<[{rows}]xVOCABxf32>, but are {logits}"))
         })?;
+        let (kept, more) = kept.split_at(kept.len().min(caches.len()));
+        let hidden = match more {
+            [] => None,
+            [ty] if ty.dtype == DType::F32
+                && ty.rank() == 2
+                && ty.shape.0[0] == rows.shape.0[0] =>
+            {
+                ty.shape.0[1].as_const().map(|n| n as usize)
+            }
+            _ => return Err(wrong("after the caches it may return [r]xN f32 only".to_owned())),
+        };
         if !kept.iter().eq(caches.iter().copied()) {
             return Err(wrong("it should return its caches, in their order".to_owned()));
         }
@@ -109,6 +122,7 @@ impl Interface {
             batch: batch.min(context),
             rows: most_rows,
             vocab: vocab as usize,
+            hidden,
             caches: shapes,
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! [`Model`] is what all uses of a file share: module, executable, tokenizer. [`Context`] is one
 //! sequence of tokens with its key and value caches, [`Slots`] are many that go through the model
-//! together. [`generate`] continues a prompt.
+//! together. [`generate`] continues a prompt; a [`Service`] continues many at once, for many who
+//! ask.
 //!
 //! ```no_run
 //! use aether_llm::engine::{Context, GenOptions, LoadOptions, Model, generate};
@@ -23,10 +24,17 @@ mod error;
 mod generate;
 mod interface;
 mod model;
+mod request;
+mod scheduler;
+mod sequence;
+mod service;
 mod slots;
+mod text;
 
 pub use context::Context;
 pub use error::EngineError;
 pub use generate::{GenOptions, GenOutput, StopReason, Timings, generate};
 pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};
+pub use request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
+pub use service::{Service, ServiceOptions, Stats, SubmitError};
 pub use slots::{Piece, Slots};

@@ -9,7 +9,7 @@ use aether_runtime::gpu::{Gpu, Weights};
 use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool, Prepared, specialise};
 
 use super::EngineError;
-use super::interface::Interface;
+use super::interface::{FIXED, Interface};
 use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;

@@ -191,6 +191,14 @@ impl Slots {
         Ok(())
     }
 
+    /// Row `i` of what the logits of the last call were computed from; empty when there is none.
+    pub fn hidden(&self, i: usize) -> &[f32] {
+        let interface = &self.model.interface;
+        let Some(n) = interface.hidden else { return &[] };
+        let (rows, _) = self.session.result_f32(1 + interface.caches.len());
+        rows.get(i * n..(i + 1) * n).unwrap_or_default()
+    }
+
     /// Row `i` of the logits of the last call; empty when there is none.
     pub fn logits(&self, i: usize) -> &[f32] {
         let vocab = self.model.interface.vocab;

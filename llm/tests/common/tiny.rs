@@ -39,6 +39,11 @@ pub const QUANTIZED: &[[DType; 7]] = &[
     [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::F32, DType::Q4_0, DType::Q4_0, DType::Q6K],
 ];
 
+/// Quantised types in blocks of 32: their products give a row the same bits in any company. Those
+/// of 256 sum in another order when eight tokens or more share a tile.
+pub const SMALL_BLOCKS: &[[DType; 7]] =
+    &[[DType::Q4_0, DType::Q8_0, DType::F16, DType::Q5_1, DType::Q4_1, DType::Q5_0, DType::Q8_0]];
+
 /// Ids of the byte tokens are the bytes; then come the beginning and the end of a text.
 pub const BOS: u32 = 256;
 pub const EOS: u32 = 257;

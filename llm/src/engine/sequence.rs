@@ -1,0 +1,206 @@
+//! One request while it is being answered.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
+use super::text::StopText;
+use crate::sample::TokenLogprob;
+use crate::sample::{Constraint, SampleError, Sampler, log_sum_exp, logprobs};
+use crate::tokenizer::Tokenizer;
+
+/// A request on its way to a slot.
+pub(super) struct Ticket {
+    pub request: Request,
+    pub events: UnboundedSender<Event>,
+    pub since: Instant,
+}
+
+/// A request in a slot.
+pub(super) struct Sequence {
+    pub slot: usize,
+    /// The prompt and what was chosen since.
+    pub tokens: Vec<u32>,
+    /// How many of them are in the cache.
+    pub done: usize,
+    pub prompt_len: usize,
+    pub prompt_logprobs: Option<usize>,
+    prompt_probs: Vec<Logprobs>,
+    cached: usize,
+    max_tokens: usize,
+    ignore_eos: bool,
+    show_special: bool,
+    logprobs: Option<usize>,
+    embedding: bool,
+    deadline: Option<Instant>,
+    sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    text: StopText,
+    events: UnboundedSender<Event>,
+    since: Instant,
+    started: Instant,
+    first: Option<Instant>,
+}
+
+/// The log-probability of a token, and of the most probable ones.
+fn probabilities(logits: &[f32], token: u32, top: usize) -> Result<Logprobs, SampleError> {
+    let norm = log_sum_exp(logits)?;
+    let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let chosen = TokenLogprob { token, logprob: (f64::from(logit) - norm) as f32 };
+    Ok(Logprobs { chosen, top: logprobs(logits, top)? })
+}
+
+impl Sequence {
+    /// A request in a slot that holds its first `cached` tokens.
+    pub fn new(ticket: Ticket, slot: usize, cached: usize) -> Result<Sequence, Failure> {
+        let Ticket { request, events, since } = ticket;
+        let sampler = Sampler::new(request.sampler);
+        let mut sampler = sampler.map_err(|e| Failure::Sample(e.to_string()))?;
+        request.prompt.iter().for_each(|&token| sampler.accept(token));
+        let sequence = Sequence {
+            slot,
+            done: cached,
+            prompt_len: request.prompt.len(),
+            tokens: request.prompt,
+            prompt_logprobs: request.prompt_logprobs,
+            prompt_probs: Vec::new(),
+            cached,
+            max_tokens: request.max_tokens,
+            ignore_eos: request.ignore_eos,
+            show_special: request.show_special,
+            logprobs: request.logprobs,
+            embedding: request.embedding,
+            deadline: request.deadline,
+            sampler,
+            constraint: request.constraint,
+            text: StopText::new(request.stop),
+            events,
+            since,
+            started: Instant::now(),
+            first: None,
+        };
+        sequence.tell(Event::Started { cached });
+        Ok(sequence)
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.done
+    }
+
+    /// Nobody listens any more.
+    pub fn is_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// The time is over.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    fn tell(&self, event: Event) {
+        // A listener that left is noticed before the next step.
+        let _ = self.events.send(event);
+    }
+
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    fn usage(&self, now: Instant) -> Usage {
+        let first = self.first.unwrap_or(now);
+        Usage {
+            prompt_tokens: self.prompt_len,
+            cached_tokens: self.cached,
+            completion_tokens: self.generated(),
+            queued: self.started - self.since,
+            prefill: first - self.started,
+            decode: now - first,
+        }
+    }
+
+    /// Says how it ended.
+    pub fn finish(&mut self, finish: Finish) -> Usage {
+        let text = match finish {
+            Finish::StopText(_) => String::new(),
+            _ => self.text.finish(),
+        };
+        let usage = self.usage(Instant::now());
+        self.tell(Event::Done(Done { finish, text, usage }));
+        usage
+    }
+
+    /// Says that it failed.
+    pub fn fail(&self, failure: Failure) {
+        self.tell(Event::Failed(failure));
+    }
+
+    /// Takes the logits after token `at` of the prompt, which is not its last.
+    pub fn take_prompt_row(&mut self, at: usize, logits: &[f32]) -> Result<(), Failure> {
+        let (Some(top), Some(&next)) = (self.prompt_logprobs, self.tokens.get(at + 1)) else {
+            return Ok(());
+        };
+        let row = probabilities(logits, next, top).map_err(|e| Failure::Sample(e.to_string()))?;
+        self.prompt_probs.push(row);
+        Ok(())
+    }
+
+    /// Chooses the next token from the logits after the last one; how it ended, if it did.
+    pub fn take_row(
+        &mut self,
+        (logits, hidden): (&[f32], &[f32]),
+        tokenizer: &Tokenizer,
+        room: usize,
+    ) -> Result<Option<Finish>, Failure> {
+        if self.first.is_none() {
+            self.first = Some(Instant::now());
+            if self.prompt_logprobs.is_some() {
+                let probs = std::mem::take(&mut self.prompt_probs);
+                self.tell(Event::Prompt(probs));
+            }
+        }
+        if self.embedding {
+            let square: f64 = hidden.iter().map(|&x| f64::from(x).powi(2)).sum();
+            let scale = if square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
+            let scaled = hidden.iter().map(|&x| (f64::from(x) * scale) as f32).collect();
+            self.tell(Event::Embedding(scaled));
+            return Ok(Some(Finish::Length));
+        }
+        if self.max_tokens == 0 {
+            return Ok(Some(Finish::Length));
+        }
+        let failed = |e: SampleError| Failure::Sample(e.to_string());
+        let constraint = self.constraint.as_mut().map(|c| &mut **c as &mut dyn Constraint);
+        let token = self.sampler.sample_within(logits, constraint).map_err(failed)?;
+        let ends = tokenizer.is_eog(token);
+        if ends && !self.ignore_eos {
+            return Ok(Some(Finish::Eos(token)));
+        }
+        self.sampler.accept(token);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token).map_err(Failure::Sample)?;
+        }
+        let logprobs = match self.logprobs {
+            Some(top) => Some(probabilities(logits, token, top).map_err(failed)?),
+            None => None,
+        };
+        self.tokens.push(token);
+        let (text, stop) = self.text.push(tokenizer.token_bytes(token, self.show_special));
+        self.tell(Event::Token { id: token, text, logprobs });
+        Ok(match stop {
+            Some(stop) => Some(Finish::StopText(stop)),
+            None if self.generated() >= self.max_tokens => Some(Finish::Length),
+            // The token itself needs a place before the next can be chosen.
+            None if room == 0 => Some(Finish::Context),
+            None => None,
+        })
+    }
+}
+
+impl std::fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (slot, done, tokens) = (self.slot, self.done, self.tokens.len());
+        write!(f, "Sequence {{ slot: {slot}, tokens: {done} of {tokens} }}")
+    }
+}

@@ -1,0 +1,264 @@
+//! The engine as a service: one thread owns the model, requests reach it by a channel and answers
+//! leave it by one channel for each request.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::request::{Event, Failure, Request, Usage};
+use super::scheduler::Scheduler;
+use super::sequence::Ticket;
+use super::{EngineError, Model};
+use crate::sample::{SampleError, Sampler};
+
+/// How to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceOptions {
+    /// Requests that may wait for a slot.
+    pub queue: usize,
+    /// Most tokens of prompts that go through the model beside requests that are being continued:
+    /// fewer make these steadier, more bring prompts through sooner.
+    pub chunk: usize,
+}
+
+impl Default for ServiceOptions {
+    fn default() -> Self {
+        ServiceOptions { queue: 64, chunk: 128 }
+    }
+}
+
+/// A request was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    #[error("{waiting} requests are waiting already; try again later")]
+    QueueFull { waiting: usize },
+    #[error("the server is shutting down")]
+    Draining,
+    /// The prompt is empty, does not fit the context, or names unknown tokens.
+    #[error(transparent)]
+    Prompt(#[from] EngineError),
+    #[error(transparent)]
+    Sampler(#[from] SampleError),
+}
+
+/// What the engine is doing, and what it has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub slots: usize,
+    /// Requests in slots.
+    pub running: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// Tokens in the caches of running requests, and how many fit all slots.
+    pub cache_tokens: usize,
+    pub cache_capacity: usize,
+    /// Sums over requests that ended well.
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    /// Calls of the model.
+    pub steps: u64,
+    /// Requests that ended, and those among them that failed or were left.
+    pub finished: u64,
+    pub broken: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    in_flight: AtomicUsize,
+    running: AtomicUsize,
+    cache_tokens: AtomicUsize,
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+    steps: AtomicU64,
+    finished: AtomicU64,
+    broken: AtomicU64,
+    draining: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn ended(&self, usage: Option<Usage>) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.finished.fetch_add(1, Ordering::Relaxed);
+        match usage {
+            None => {
+                self.broken.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(usage) => {
+                let add = |sum: &AtomicU64, n: usize| sum.fetch_add(n as u64, Ordering::Relaxed);
+                add(&self.prompt_tokens, usage.prompt_tokens);
+                add(&self.cached_tokens, usage.cached_tokens);
+                add(&self.completion_tokens, usage.completion_tokens);
+            }
+        }
+    }
+}
+
+/// A model that answers requests, many at a time.
+///
+/// Dropping it fails what is running and waits for the thread to end.
+pub struct Service {
+    model: Arc<Model>,
+    options: ServiceOptions,
+    shared: Arc<Shared>,
+    tickets: Option<Sender<Ticket>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Service {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the model was loaded without slots, or memory or the thread cannot be had.
+    pub fn start(model: Arc<Model>, options: ServiceOptions) -> Result<Service, EngineError> {
+        let scheduler = Scheduler::new(&model, options.chunk)?;
+        let shared = Arc::new(Shared::default());
+        let (tickets, inbox) = mpsc::channel();
+        let of_thread = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("aether-engine".to_owned())
+            .spawn(move || serve(scheduler, &inbox, &of_thread))
+            .map_err(|error| EngineError::Thread(error.to_string()))?;
+        let (tickets, thread) = (Some(tickets), Mutex::new(Some(thread)));
+        Ok(Service { model, options, shared, tickets, thread })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Asks for an answer. Dropping the receiver ends it before its next token.
+    ///
+    /// # Errors
+    /// When the request makes no sense, too many wait already, or the service is draining.
+    pub fn submit(&self, request: Request) -> Result<UnboundedReceiver<Event>, SubmitError> {
+        self.check(&request)?;
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err(SubmitError::Draining);
+        }
+        let slots = self.model.slots().unwrap_or(1);
+        let most = slots.saturating_add(self.options.queue);
+        let before = self.shared.in_flight.fetch_add(1, Ordering::AcqRel);
+        if before >= most {
+            self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
+            return Err(SubmitError::QueueFull { waiting: before - slots.min(before) });
+        }
+        let (events, receiver) = unbounded_channel();
+        let ticket = Ticket { request, events, since: Instant::now() };
+        let sent = self.tickets.as_ref().map(|tickets| tickets.send(ticket));
+        match sent {
+            Some(Ok(())) => Ok(receiver),
+            _ => {
+                self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
+                Err(SubmitError::Draining)
+            }
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let (tokens, context) = (request.prompt.len(), self.model.context_len());
+        let vocab = self.model.vocab_len();
+        if tokens == 0 {
+            return Err(EngineError::EmptyPrompt.into());
+        }
+        if tokens > context {
+            return Err(EngineError::PromptTooLong { tokens, context }.into());
+        }
+        if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= vocab) {
+            return Err(EngineError::Token { token, vocab }.into());
+        }
+        Sampler::new(request.sampler.clone())?;
+        Ok(())
+    }
+
+    /// Whether a request would be taken now.
+    pub fn is_ready(&self) -> bool {
+        let slots = self.model.slots().unwrap_or(1);
+        !self.shared.draining.load(Ordering::Acquire)
+            && self.shared.in_flight.load(Ordering::Acquire) < slots + self.options.queue
+    }
+
+    /// Takes no more requests; those that were taken go on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// Requests that were taken and have not ended.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Acquire)
+    }
+
+    /// What it is doing.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.shared;
+        let running = shared.running.load(Ordering::Relaxed);
+        let slots = self.model.slots().unwrap_or(1);
+        Stats {
+            slots,
+            running,
+            waiting: self.in_flight().saturating_sub(running),
+            cache_tokens: shared.cache_tokens.load(Ordering::Relaxed),
+            cache_capacity: slots * self.model.context_len(),
+            prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
+            cached_tokens: shared.cached_tokens.load(Ordering::Relaxed),
+            completion_tokens: shared.completion_tokens.load(Ordering::Relaxed),
+            steps: shared.steps.load(Ordering::Relaxed),
+            finished: shared.finished.load(Ordering::Relaxed),
+            broken: shared.broken.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.tickets = None;
+        let thread = self.thread.get_mut().ok().and_then(Option::take);
+        if let Some(thread) = thread {
+            // It catches its panics, so there is nothing to learn from how it ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread does until the service is dropped.
+fn serve(mut scheduler: Scheduler, inbox: &Receiver<Ticket>, shared: &Shared) {
+    loop {
+        if scheduler.is_idle() {
+            match inbox.recv() {
+                Ok(ticket) => scheduler.push(ticket),
+                Err(_) => return,
+            }
+        }
+        while let Ok(ticket) = inbox.try_recv() {
+            scheduler.push(ticket);
+        }
+        if shared.stop.load(Ordering::Acquire) {
+            scheduler.fail_all(&Failure::Shutdown, &mut |usage| shared.ended(usage));
+            continue;
+        }
+        let step = panic::catch_unwind(AssertUnwindSafe(|| {
+            scheduler.step(&mut |usage| shared.ended(usage));
+        }));
+        shared.steps.fetch_add(1, Ordering::Relaxed);
+        if let Err(payload) = step {
+            let failure = Failure::panicked(&*payload);
+            tracing::error!(%failure, "the engine begins anew");
+            let recovered = scheduler.recover(&failure, &mut |usage| shared.ended(usage));
+            if let Err(error) = recovered {
+                let failure = Failure::Run(error.to_string());
+                scheduler.fail_all(&failure, &mut |usage| shared.ended(usage));
+            }
+        }
+        shared.running.store(scheduler.running(), Ordering::Relaxed);
+        shared.cache_tokens.store(scheduler.cached_tokens(), Ordering::Relaxed);
+    }
+}
