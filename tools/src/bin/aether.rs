@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use aether_tools::cmd::{bench, inspect, models, perplexity, pull, run, tokenize};
+use aether_tools::cmd::{bench, chat, inspect, models, perplexity, pull, run, serve, tokenize};
 use aether_tools::exit;
 use clap::{Parser, Subcommand};
 
@@ -17,6 +17,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Chat(chat::ChatArgs),
+    Serve(serve::ServeArgs),
     Bench(bench::BenchArgs),
     Perplexity(perplexity::PerplexityArgs),
     Tokenize(tokenize::TokenizeArgs),
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
     let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     exit::report(match &cli.command {
         Command::Run(args) => run::run(args),
+        Command::Chat(args) => done(chat::run(args)),
+        Command::Serve(args) => done(serve::run(args)),
         Command::Bench(args) => done(bench::run(args)),
         Command::Perplexity(args) => done(perplexity::run(args)),
         Command::Tokenize(args) => done(tokenize::run(args)),

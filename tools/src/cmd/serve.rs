@@ -1,0 +1,194 @@
+//! `aether serve`, which is `aether-server`: language models over HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions};
+use aether_llm::sample::SamplerOptions;
+use aether_llm::server::{App, ListenOptions, ServerOptions, serve};
+use anyhow::{Context as _, bail};
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::output;
+use crate::source::{ModelArg, read_file};
+
+/// Serve a model over HTTP, with OpenAI's API
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 for any free one, which is printed
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Requests that are answered at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub max_concurrency: u16,
+    /// Further requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub queue: usize,
+    /// Tokens of context of each request; 0 for what the model was trained with, at most 4096
+    #[arg(short, long, value_name = "CTX", default_value_t = 0)]
+    pub context: usize,
+    /// Most new tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_tokens: usize,
+    /// Tokens of prompts that go through the model beside requests that are being continued
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub prefill_chunk: usize,
+    /// A key that requests must show; may be given several times
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "AETHER_API_KEY",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub api_key: Vec<String>,
+    /// A file with a key on each line
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests per minute of each key, or of all when there are no keys
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_limit: Option<u32>,
+    /// Seconds that an answer may take; 0 for no limit
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+    /// Seconds that running requests get when the server is told to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub grace: u64,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
+    pub max_body: usize,
+    /// Most connections at a time
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_connections: usize,
+    /// Origin whose pages may call: `*` for any
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors: Option<String>,
+    /// The name under which the model is listed; its file's name when absent
+    #[arg(long, value_name = "NAME")]
+    pub alias: Option<String>,
+    /// A Jinja chat template, as text, in place of the model's
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "chat_template_file")]
+    pub chat_template: Option<String>,
+    /// The same from a file
+    #[arg(long, value_name = "FILE")]
+    pub chat_template_file: Option<PathBuf>,
+    /// Compute on the CPU only
+    #[arg(long)]
+    pub cpu_only: bool,
+    /// Worker threads; 0 for one per core
+    #[arg(short, long, default_value_t = 0)]
+    pub threads: usize,
+    /// Default temperature
+    #[arg(long = "temp", value_name = "T", default_value_t = 0.8)]
+    pub temperature: f32,
+}
+
+impl ServeArgs {
+    fn keys(&self) -> anyhow::Result<Vec<String>> {
+        let mut keys = self.api_key.clone();
+        if let Some(path) = &self.api_key_file {
+            let text = String::from_utf8(read_file(path)?)
+                .with_context(|| format!("{} is not UTF-8", path.display()))?;
+            keys.extend(text.lines().map(|line| line.trim().to_owned()));
+        }
+        keys.retain(|key| !key.is_empty());
+        let wanted = !self.api_key.is_empty() || self.api_key_file.is_some();
+        if wanted && keys.is_empty() {
+            bail!("API keys are wanted, but all of them are empty");
+        }
+        Ok(keys)
+    }
+
+    fn options(&self, path: PathBuf) -> anyhow::Result<ServerOptions> {
+        let chat_template = match (&self.chat_template, &self.chat_template_file) {
+            (Some(text), _) => Some(text.clone()),
+            (None, Some(path)) => Some(
+                String::from_utf8(read_file(path)?)
+                    .with_context(|| format!("{} is not UTF-8", path.display()))?,
+            ),
+            (None, None) => None,
+        };
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        Ok(ServerOptions {
+            model_name: self.alias.clone().or(stem).unwrap_or_else(|| "model".to_owned()),
+            api_keys: self.keys()?,
+            rate_limit: self.rate_limit,
+            max_tokens: self.max_tokens,
+            max_body: self.max_body,
+            request_time: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
+            sampler: SamplerOptions { temperature: self.temperature, ..SamplerOptions::default() },
+            chat_template,
+            cors_origin: self.cors.clone(),
+            model_path: path,
+            ..ServerOptions::default()
+        })
+    }
+}
+
+/// Serves until the process is told to end.
+///
+/// # Errors
+/// When the model cannot be loaded or the port cannot be had.
+pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let path = args.model.path()?;
+    let options = args.options(path.clone())?;
+    let slots = usize::from(args.max_concurrency);
+    let load = LoadOptions {
+        context: args.context,
+        slots,
+        // Room for prompts' log-probabilities beside one row of every request.
+        rows: slots + 32,
+        threads: args.threads,
+        ..LoadOptions::default()
+    };
+    let model = Model::load(&path, &load)?;
+    let service = ServiceOptions { queue: args.queue, chunk: args.prefill_chunk };
+    let service = Service::start(model, service)?;
+    let app = App::new(service, options)?;
+    // The engine has threads of its own: one is enough for the rest.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .context("cannot start the runtime of the server")?;
+    let outcome = runtime.block_on(listen(args, app));
+    // Whoever still writes to a client that does not read is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn listen(args: &ServeArgs, app: Arc<App>) -> anyhow::Result<()> {
+    let address = SocketAddr::new(args.host, args.port);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let end = Arc::new(Notify::new());
+    let told = end.clone();
+    let mut count = 0;
+    ctrlc::set_handler(move || {
+        count += 1;
+        if count > 1 {
+            // The second signal does not wait.
+            std::process::exit(130);
+        }
+        told.notify_one();
+    })
+    .context("cannot listen for signals")?;
+    output::note(&format!("{} on http://{address}", app.options.model_name));
+    let options = ListenOptions {
+        connections: args.max_connections,
+        grace: Duration::from_secs(args.grace),
+        ..ListenOptions::default()
+    };
+    serve(app, listener, options, end.notified()).await;
+    Ok(())
+}
