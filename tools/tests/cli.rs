@@ -157,3 +157,26 @@ fn passes_clean_up_a_module() {
         assert!(text(&passes.stdout).contains(pass), "{pass}");
     }
 }
+
+#[test]
+fn a_chat_goes_on_after_mistakes() {
+    let model = model_file();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aether"))
+        .args(["chat", "-m", model.to_str().unwrap(), "-c", "256", "-n", "6", "--temp", "0"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("aether starts");
+    let long = "word ".repeat(400);
+    let input = format!("/system Be brief.\nSay hello.\n/regen\n/bogus\n{long}\nSay hello.\n/exit\n");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    let answers: Vec<&str> = out.lines().filter(|line| !line.is_empty()).collect();
+    assert!(answers.len() >= 3, "{out}");
+    assert_eq!(answers[0], answers[1], "at temperature 0 the same again");
+    assert!(err.contains("/bogus is not known"), "{err}");
+    assert!(err.contains("holds 256"), "what does not fit is said: {err}");
+}
