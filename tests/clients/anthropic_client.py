@@ -14,7 +14,8 @@ CHAT = [{"role": "user", "content": "Say hello."}]
 
 def test_messages():
     answer = client.messages.create(
-        model="any", max_tokens=8, messages=CHAT, system="Be brief.", temperature=0)
+        model="any", max_tokens=8, messages=CHAT, system="Be brief.",
+        extra_body={"temperature": 0})
     assert answer.type == "message" and answer.role == "assistant"
     assert answer.content[0].type == "text" and answer.content[0].text
     assert answer.stop_reason in ("end_turn", "max_tokens")
@@ -24,7 +25,8 @@ def test_messages():
 
 def test_streaming():
     with client.messages.stream(
-        model="any", max_tokens=8, messages=CHAT, system="Be brief.", temperature=0,
+        model="any", max_tokens=8, messages=CHAT, system="Be brief.",
+        extra_body={"temperature": 0},
     ) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()

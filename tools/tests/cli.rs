@@ -169,7 +169,8 @@ fn a_chat_goes_on_after_mistakes() {
         .spawn()
         .expect("aether starts");
     let long = "word ".repeat(400);
-    let input = format!("/system Be brief.\nSay hello.\n/regen\n/bogus\n{long}\nSay hello.\n/exit\n");
+    let input =
+        format!("/system Be brief.\nSay hello.\n/regen\n/bogus\n{long}\nSay hello.\n/exit\n");
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let (out, err) = (text(&output.stdout), text(&output.stderr));

@@ -29,12 +29,11 @@ fn write_json(
     if depth > MOST_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "the value is nested too deeply"));
     }
-    let line = |out: &mut String, depth: usize| match indent {
-        Some(n) => {
+    let line = |out: &mut String, depth: usize| {
+        if let Some(n) = indent {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', n * depth));
         }
-        None => {}
     };
     let comma = if indent.is_some() { "," } else { ", " };
     let atom = |out: &mut String| -> Result<(), Error> {

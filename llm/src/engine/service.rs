@@ -41,9 +41,15 @@ pub enum SubmitError {
     Draining,
     /// The prompt is empty, does not fit the context, or names unknown tokens.
     #[error(transparent)]
-    Prompt(#[from] EngineError),
+    Prompt(Box<EngineError>),
     #[error(transparent)]
     Sampler(#[from] SampleError),
+}
+
+impl From<EngineError> for SubmitError {
+    fn from(error: EngineError) -> SubmitError {
+        SubmitError::Prompt(Box::new(error))
+    }
 }
 
 /// What the engine is doing, and what it has done.
@@ -153,14 +159,11 @@ impl Service {
         }
         let (events, receiver) = unbounded_channel();
         let ticket = Ticket { request, events, since: Instant::now() };
-        let sent = self.tickets.as_ref().map(|tickets| tickets.send(ticket));
-        match sent {
-            Some(Ok(())) => Ok(receiver),
-            _ => {
-                self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
-                Err(SubmitError::Draining)
-            }
+        if self.tickets.as_ref().is_some_and(|tickets| tickets.send(ticket).is_ok()) {
+            return Ok(receiver);
         }
+        self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
+        Err(SubmitError::Draining)
     }
 
     fn check(&self, request: &Request) -> Result<(), SubmitError> {

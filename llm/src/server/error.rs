@@ -96,10 +96,13 @@ impl From<SubmitError> for ApiError {
                 code: Some("shutting_down"),
                 ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             },
-            SubmitError::Prompt(EngineError::PromptTooLong { .. }) => {
-                ApiError::invalid(message).code("context_length_exceeded")
-            }
-            SubmitError::Prompt(_) | SubmitError::Sampler(_) => ApiError::invalid(message),
+            SubmitError::Prompt(error) => match *error {
+                EngineError::PromptTooLong { .. } => {
+                    ApiError::invalid(message).code("context_length_exceeded")
+                }
+                _ => ApiError::invalid(message),
+            },
+            SubmitError::Sampler(_) => ApiError::invalid(message),
         }
     }
 }

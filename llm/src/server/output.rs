@@ -84,7 +84,7 @@ impl Output {
             Must::Schema(schema) => ("response_format", app.grammars()?.schema(schema.clone())),
             Must::Call(grammar) => ("tools", app.grammars()?.lark(grammar)),
         };
-        made.map(Some).map_err(|error| ApiError::field(name, error.to_string()))
+        made.map(Some).map_err(|error| ApiError::field(name, format!("`{name}`: {error}")))
     }
 }
 

@@ -57,8 +57,10 @@ pub(super) async fn detokenize(State(app): Shared, body: Body) -> Result<Respons
 pub(super) async fn apply_template(State(app): Shared, body: Body) -> Result<Response, ApiError> {
     let mut fields = body_fields(&app, body).await?;
     let messages = Message::parse_list(fields.need("messages")?)?;
-    let mut render = RenderOptions::default();
-    render.generation_prompt = fields.take("add_generation_prompt")?.unwrap_or(true);
+    let mut render = RenderOptions {
+        generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
+        ..RenderOptions::default()
+    };
     if let Some(kwargs) = fields.take("chat_template_kwargs")? {
         render.extra = kwargs;
     }
