@@ -3,7 +3,7 @@
 //! The form is found in the model's template, which tells the model about it. A template that knows
 //! no tools gets a system message in Hermes' form.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{ChatError, Message};
 
@@ -133,40 +133,28 @@ impl ToolForm {
     /// A grammar (llguidance's Lark) of one call of one of these functions.
     pub fn grammar(self, tools: &[&Tool]) -> String {
         let key = if self == ToolForm::Llama { "parameters" } else { "arguments" };
-        let calls: Vec<Value> = tools
-            .iter()
-            .map(|tool| {
-                let mut properties = Map::new();
-                properties.insert("name".to_owned(), json!({ "const": tool.name }));
-                properties.insert(key.to_owned(), tool.parameters.clone());
-                json!({
-                    "type": "object",
-                    "properties": properties,
-                    "required": ["name", key],
-                    "additionalProperties": false,
-                })
-            })
-            .collect();
-        let mut schema = match calls.as_slice() {
-            [one] => one.clone(),
-            _ => json!({ "anyOf": calls }),
+        let (before, after) = match self {
+            ToolForm::Hermes => ("\"<tool_call>\\n\" ", " \"\\n</tool_call>\""),
+            ToolForm::Mistral => ("\"[TOOL_CALLS][\" ", " \"]\""),
+            ToolForm::Llama => ("", ""),
         };
-        schema["x-guidance"] = json!({
-            "whitespace_flexible": false,
-            "item_separator": ", ",
-            "key_separator": ": ",
-        });
-        match self {
-            ToolForm::Hermes => {
-                format!(
-                    "start: \"<tool_call>\\n\" call \"\\n</tool_call>\"\ncall: %json {schema}\n"
-                )
-            }
-            ToolForm::Mistral => {
-                format!("start: \"[TOOL_CALLS][\" call \"]\"\ncall: %json {schema}\n")
-            }
-            ToolForm::Llama => format!("start: call\ncall: %json {schema}\n"),
+        let rules: Vec<String> = (0..tools.len()).map(|i| format!("call{i}")).collect();
+        let mut text = format!("start: {before}({}){after}\n", rules.join(" | "));
+        for (i, tool) in tools.iter().enumerate() {
+            let mut schema = tool.parameters.clone();
+            schema["x-guidance"] = json!({
+                "whitespace_flexible": false,
+                "item_separator": ", ",
+                "key_separator": ": ",
+            });
+            let name = &tool.name;
+            // A rule for each schema, so that its references are looked for in it.
+            text += &format!(
+                "call{i}: \"{{\\\"name\\\": \\\"{name}\\\", \\\"{key}\\\": \" args{i} \"}}\"\n\
+                 args{i}: %json {schema}\n"
+            );
         }
+        text
     }
 
     /// Takes the calls out of an answer: the text before them, and the calls. What cannot be read
@@ -262,6 +250,23 @@ mod tests {
         for (form, text, before, calls) in table {
             assert_eq!(form.parse(text), (before.to_owned(), calls), "{form:?}: {text}");
         }
+    }
+
+    #[test]
+    fn grammars_name_the_functions() {
+        let parameters = json!({ "type": "object" });
+        let tool = |name: &str| Tool {
+            name: name.to_owned(),
+            parameters: parameters.clone(),
+            json: json!({}),
+        };
+        let (f, g) = (tool("f"), tool("g"));
+        let text = ToolForm::Hermes.grammar(&[&f, &g]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], r#"start: "<tool_call>\n" (call0 | call1) "\n</tool_call>""#);
+        assert_eq!(lines[1], r#"call0: "{\"name\": \"f\", \"arguments\": " args0 "}""#);
+        assert!(lines[2].starts_with("args0: %json {\"type\":\"object\""), "{}", lines[2]);
+        assert!(ToolForm::Llama.grammar(&[&g]).contains(r#"\"g\", \"parameters\": " args0"#));
     }
 
     #[test]

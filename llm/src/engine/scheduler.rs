@@ -210,13 +210,10 @@ impl Scheduler {
             return 0;
         }
         let kept = &self.kept[slot];
-        // The logits after the last token are wanted, so it must go through again; and where
-        // bits count, not alone.
-        let (most, again) = match request.reproducible {
-            true => (kept.in_pieces, 2),
-            false => (kept.tokens.len(), 1),
-        };
-        let most = most.min(request.prompt.len().saturating_sub(again));
+        let most = if request.reproducible { kept.in_pieces } else { kept.tokens.len() };
+        // The logits after the last token are wanted, so it must go through again; and not alone,
+        // for a call that is repeated should find what it found before.
+        let most = most.min(request.prompt.len().saturating_sub(2));
         let pairs = kept.tokens[..most.min(kept.tokens.len())].iter().zip(&request.prompt);
         pairs.take_while(|(a, b)| a == b).count()
     }

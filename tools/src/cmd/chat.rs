@@ -248,7 +248,8 @@ impl Chat {
         let model = self.context.model().clone();
         let text = self.template.render(&self.messages, &RenderOptions::default())?;
         let prompt = self.template.encode(model.tokenizer(), &text)?;
-        let most = prompt.len().saturating_sub(1).min(self.context.n_past());
+        // Two tokens at least go through again: one alone takes another road and rounds otherwise.
+        let most = prompt.len().saturating_sub(2).min(self.context.n_past());
         let pairs = self.seen.iter().zip(&prompt[..most]);
         let shared = pairs.take_while(|(a, b)| a == b).count();
         self.context.truncate(shared);
