@@ -175,6 +175,23 @@ def test_embeddings():
     assert far < near < 1.0001, (near, far)
 
 
+def test_responses():
+    ask = dict(model=MODEL, input="Say hello.", instructions="Be brief.", max_output_tokens=8,
+               temperature=0)
+    answer = client.responses.create(**ask)
+    assert answer.output_text and answer.usage.output_tokens <= 8, answer
+    text, last = "", None
+    for event in client.responses.create(**ask, stream=True):
+        text += event.delta if event.type == "response.output_text.delta" else ""
+        last = event
+    assert text == answer.output_text == last.response.output_text, (text, answer.output_text)
+    again = [{"role": "user", "content": "Say hello."}, answer.output[0].model_dump(),
+             {"role": "user", "content": "And again."}]
+    assert client.responses.create(model=MODEL, input=again, max_output_tokens=4).output_text
+    refused(openai.BadRequestError,
+            lambda: client.responses.create(**ask, previous_response_id="x"), "previous_response_id")
+
+
 def test_errors():
     create = client.chat.completions.create
     wrong = openai.OpenAI(base_url=f"{BASE}/v1", api_key="sk-wrong", max_retries=0)

@@ -1,8 +1,11 @@
 //! The fields of a JSON object, taken one by one: what is left over in the end was not understood,
 //! and is refused by name.
 
+use std::future::poll_fn;
+
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
+use futures_core::Stream;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,6 +19,10 @@ pub struct Fields {
     path: String,
 }
 
+/// Most bytes that are read of a body that is too long, so that its sender hears the answer: who is
+/// cut off while writing does not read.
+const MOST_DRAINED: usize = 1 << 30;
+
 /// Reads a body of at most `limit` bytes within `time`.
 ///
 /// # Errors
@@ -25,24 +32,32 @@ pub async fn read_body(
     limit: usize,
     time: std::time::Duration,
 ) -> Result<Bytes, ApiError> {
-    let read = tokio::time::timeout(time, axum::body::to_bytes(body, limit)).await;
-    let late = |_| {
+    let read = tokio::time::timeout(time, collect(body, limit)).await;
+    read.unwrap_or_else(|_| {
         let message = format!("the body did not come within {} s", time.as_secs());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message)
-    };
-    read.map_err(late)?.map_err(|error| {
-        // axum says so by the error's source only.
-        let too_long = std::error::Error::source(&error)
-            .is_some_and(|source| source.to_string().contains("length limit"));
-        match too_long {
-            true => ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "invalid_request_error",
-                format!("the body is longer than {limit} bytes"),
-            ),
-            false => ApiError::invalid(format!("the body broke off: {error}")),
-        }
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message))
     })
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut chunks = std::pin::pin!(body.into_data_stream());
+    let (mut out, mut total) = (Vec::new(), 0usize);
+    while let Some(chunk) = poll_fn(|cx| chunks.as_mut().poll_next(cx)).await {
+        let chunk =
+            chunk.map_err(|error| ApiError::invalid(format!("the body broke off: {error}")))?;
+        total = total.saturating_add(chunk.len());
+        if total <= limit {
+            out.extend_from_slice(&chunk);
+        } else if total - limit > MOST_DRAINED {
+            break;
+        }
+    }
+    if total <= limit {
+        return Ok(out.into());
+    }
+    let message = format!("the body is longer than {limit} bytes");
+    let status = StatusCode::PAYLOAD_TOO_LARGE;
+    Err(ApiError::new(status, "invalid_request_error", message))
 }
 
 impl Fields {
@@ -130,11 +145,11 @@ impl Fields {
     }
 
     /// # Errors
-    /// The first field that nobody took.
+    /// The first field that nobody took. One that is null says nothing.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.map.keys().next() {
+        match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
-            Some(field) => {
+            Some((field, _)) => {
                 let name = self.name(field);
                 let message = format!("the field `{name}` is not supported here");
                 Err(ApiError::unsupported(&name, message))
@@ -150,7 +165,8 @@ mod tests {
     #[test]
     fn fields_are_taken_or_refused_by_name() {
         let parse = |text: &str| Fields::parse(text.as_bytes());
-        let mut fields = parse(r#"{"a": 1, "b": null, "c": {"d": "x", "e": 2}, "f": 9}"#).unwrap();
+        let mut fields =
+            parse(r#"{"a": 1, "b": null, "c": {"d": "x", "e": 2}, "f": 9, "g": null}"#).unwrap();
         assert_eq!(fields.take::<u8>("a"), Ok(Some(1)));
         assert_eq!(fields.take::<u8>("b"), Ok(None));
         assert_eq!(fields.need::<u8>("zz").unwrap_err().param.as_deref(), Some("zz"));

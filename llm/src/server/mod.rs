@@ -1,6 +1,6 @@
 //! The HTTP server: the APIs that people already call, on the engine.
 //!
-//! OpenAI's `chat/completions`, `completions`, `embeddings` and `models`, with what llama.cpp's
+//! OpenAI's `chat/completions`, `completions`, `responses`, `embeddings` and `models`, with what llama.cpp's
 //! server adds to them, Anthropic's `messages`, and Ollama's `api`. One file per family of endpoints; the engine knows nothing of HTTP. Every field of a
 //! request is understood or refused by name, every error is an object in OpenAI's form, and
 //! everything a client sends has a limit: bytes of the body and time for it, depth of JSON, tokens
@@ -40,6 +40,7 @@ mod models;
 mod ollama;
 mod output;
 mod request;
+mod responses;
 mod sampling;
 mod sse;
 mod tokens;
@@ -163,6 +164,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/responses", post(responses::responses))
         .route("/v1/messages", post(messages::messages))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
