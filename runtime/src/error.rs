@@ -40,6 +40,8 @@ pub enum RuntimeError {
     CompileGpu(#[from] aether_codegen_wgsl::CompileError),
     #[error(transparent)]
     Gpu(GpuError),
+    #[error("ops are timed on a GPU alone: add --device gpu")]
+    NoProfile,
     #[error(transparent)]
     Pool(#[from] PoolError),
     #[error(transparent)]

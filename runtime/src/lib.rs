@@ -14,6 +14,7 @@ pub mod graph;
 mod saved;
 mod session;
 mod tensors;
+pub mod trace;
 
 pub use aether_codegen_cpu::pool::{Pool, PoolError};
 pub use aether_codegen_cpu::{AlignedBytes, Isa};

@@ -9,6 +9,7 @@ use aether_codegen_cpu::{Arg as CpuArg, ArgData as CpuArgData};
 use crate::arg::{Arg, ArgData, State};
 use crate::executable::Code;
 use crate::gpu::{GpuError, GpuSession};
+use crate::trace::Span;
 use crate::{Executable, RunError, RuntimeError};
 
 /// Runs an executable, one run at a time, in memory of its own.
@@ -144,6 +145,25 @@ impl Session {
             }
             (_, Memory::Gpu(session)) => session.run(args),
             (Code::Gpu(_), Memory::Cpu { .. }) => Err(GpuError::ForeignState.into()),
+        }
+    }
+
+    /// Times every op of the runs from now on.
+    ///
+    /// # Errors
+    /// When it runs on the CPU, which has no such times, or on a GPU without timestamps.
+    pub fn profile(&mut self) -> Result<(), RuntimeError> {
+        match &mut self.memory {
+            Memory::Gpu(session) => Ok(session.profile()?),
+            Memory::Cpu { .. } => Err(RuntimeError::NoProfile),
+        }
+    }
+
+    /// The ops of the last run, when it was profiled.
+    pub fn take_spans(&mut self) -> Vec<Span> {
+        match &mut self.memory {
+            Memory::Gpu(session) => session.take_spans(),
+            Memory::Cpu { .. } => Vec::new(),
         }
     }
 

@@ -117,7 +117,7 @@ impl Bench {
         Ready { pipeline: ready.pipeline.clone(), group, size: ready.size }
     }
 
-    /// Seconds of a pass, the median of five.
+    /// Seconds of a pass, the median of five, after others that bring the device's clocks up.
     fn time(&self, pass: &[&Ready]) -> f64 {
         let device = &self.gpu.device;
         let set = self.gpu.timestamps.then(|| {
@@ -134,7 +134,10 @@ impl Bench {
             mapped_at_creation: false,
         });
         let mut seconds = Vec::new();
-        for _ in 0..if self.small { 2 } else { 6 } {
+        let begun = Instant::now();
+        let warm = std::time::Duration::from_millis(if self.small { 0 } else { 60 });
+        let mut turns = 0;
+        while turns < if self.small { 2 } else { 6 } {
             let mut encoder = device.create_command_encoder(&Default::default());
             {
                 let mut recorded = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -160,6 +163,10 @@ impl Bench {
             self.gpu.queue.submit([commands]);
             self.gpu.finish();
             let wall = start.elapsed().as_secs_f64();
+            if begun.elapsed() < warm {
+                continue;
+            }
+            turns += 1;
             seconds.push(match &set {
                 Some(_) => {
                     let bytes = self.gpu.download(&resolved, 16);

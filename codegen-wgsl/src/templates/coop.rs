@@ -59,7 +59,7 @@ impl Tile {
             n => {
                 // Fewer tiles than multiprocessors leave some idle.
                 let tiles = n.div_ceil(128) * rows.div_ceil(128);
-                let tokens = if tiles < 400 { 64 } else { 128 };
+                let tokens = if tiles < 100 { 64 } else { 128 };
                 Tile { tokens, rows: 128, blocks: 1, across: (2, 2), wide: true }
             }
         };

@@ -6,6 +6,7 @@ use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, State, chec
 
 use super::interface::FIXED;
 use super::{EngineError, Model};
+use aether_runtime::trace::Trace;
 
 /// A sequence of tokens that grows at its end.
 ///
@@ -18,6 +19,7 @@ pub struct Context {
     single: Option<Session>,
     /// Whether the last run was one of `single`.
     was_single: bool,
+    trace: Option<Trace>,
     caches: Vec<State>,
     args: ArgBuffer,
     tokens: AlignedBytes,
@@ -52,6 +54,7 @@ impl Context {
             session,
             single,
             was_single: false,
+            trace: None,
             caches,
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
             tokens: AlignedBytes::zeroed(bounds.batch * 4),
@@ -60,6 +63,24 @@ impl Context {
             n_past: 0,
             model: model.clone(),
         })
+    }
+
+    /// Times every op of the calls from now on ([`Context::trace`]).
+    ///
+    /// # Errors
+    /// When the device has no times.
+    pub fn profile(&mut self) -> Result<(), EngineError> {
+        self.session.profile()?;
+        if let Some(single) = &mut self.single {
+            single.profile()?;
+        }
+        self.trace = Some(Trace::default());
+        Ok(())
+    }
+
+    /// What was timed.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
     }
 
     /// The model.
@@ -133,6 +154,9 @@ impl Context {
             None => &mut self.session,
         };
         let outcome = session.run(&mut args);
+        if let Some(trace) = &mut self.trace {
+            trace.push(session.take_spans());
+        }
         self.was_single = one && self.single.is_some();
         self.args.restore(args);
         outcome?;

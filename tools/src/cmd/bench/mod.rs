@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aether_llm::engine::{Context, LoadOptions, Model};
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use peer::Peer;
 use sample::{Row, Samples, Setup, Test, markdown};
@@ -50,6 +50,10 @@ pub struct BenchArgs {
     /// Most tokens that go through the model at once
     #[arg(short, long, default_value_t = 512)]
     pub batch: usize,
+    /// Time every op in one more turn of each test, write a trace that Perfetto opens, and print
+    /// the kernels that took longest
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// What to print
     #[arg(short, long, value_enum, default_value_t = Format::Md)]
     pub output: Format,
@@ -104,6 +108,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     for &test in &tests {
         measure(&mut context, warm_up(test, &model), args.depth)?;
     }
+    if let Some(file) = &args.profile {
+        profile(&model, &tests, args.depth, file)?;
+    }
     match &args.compare_llama_cpp {
         None => {
             for samples in &mut ours {
@@ -134,6 +141,35 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             print(args.output, &setup, &ours, Some((&names, &theirs)))
         }
     }
+}
+
+/// Times every op of the tests.
+fn profile(model: &Arc<Model>, tests: &[Test], depth: usize, file: &Path) -> anyhow::Result<()> {
+    let mut context = Context::new(model)?;
+    for &test in tests {
+        measure(&mut context, warm_up(test, model), depth)?;
+    }
+    context.profile()?;
+    for &test in tests {
+        // A few tokens say as much as many.
+        let test = match test {
+            Test::Generate(n) => Test::Generate(n.min(8)),
+            prompt => prompt,
+        };
+        measure(&mut context, test, depth)?;
+    }
+    let Some(trace) = context.trace() else { return Ok(()) };
+    let mut text = Vec::new();
+    trace.write(&mut text)?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    for (kernel, n, time) in trace.by_kernel() {
+        let each = time.as_secs_f64() * 1e6 / n as f64;
+        output::note(&format!(
+            "{kernel}: {n} times {each:.1} us, {:.3} ms",
+            time.as_secs_f64() * 1e3
+        ));
+    }
+    Ok(())
 }
 
 /// What a test is warmed up with: everything is touched once, quickly; on a GPU it is the test
