@@ -156,7 +156,10 @@ fn chain(f: &mut FuncBuilder, rng: &mut fastrand::Rng, x: ValueId, rule: &str) -
 #[test]
 fn each_rule_alone_keeps_the_meaning() {
     let mut rng = fastrand::Rng::with_seed(3);
-    let names: Vec<&str> = pass("fuse").unwrap().rules().iter().map(|r| r.name).collect();
+    // Those of targets where the number of kernels decides have tests of their own.
+    let elsewhere = ["norm-matmul", "rope-append"];
+    let rules = pass("fuse").unwrap().rules().iter().map(|r| r.name);
+    let names: Vec<&str> = rules.filter(|name| !elsewhere.contains(name)).collect();
     assert_eq!(names.len(), RULES.len() + 4);
     for &rule in &names {
         for round in 0..100 {

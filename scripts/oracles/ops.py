@@ -606,5 +606,22 @@ case("stop_gradient", [w], [w], "quantised")
 case("barrier", [x], [x])
 case("barrier", [x, i, x, w], [x, i, x, w], "several")
 
+# What fusion makes for one kernel -------------------------------------------------------------------
+
+x, g, w, u, v, b = normal(2, 8), normal(8), normal(4, 8), normal(3, 8), normal(4, 8), normal(4)
+y = np.float64(np.float32(x.a / np.sqrt((x.a**2).mean(-1, keepdims=True) + 1e-5) * g.a))
+case("norm_matmul_multi", [x, g, w], [T("f32", y @ w.a.T)], "one", eps=1e-5, weights=1)
+case("norm_matmul_multi", [x, g, u, w, b], [T("f32", y @ u.a.T), T("f32", y @ w.a.T + b.a)], "bias", eps=1e-5, weights=2, biases=[1])
+case("norm_matmul_gated", [x, g, w, v], [T("f32", silu(y @ w.a.T) * (y @ v.a.T))], eps=1e-5, act="silu")
+q, k, v = normal(2, 4, 8), normal(2, 2, 8), normal(2, 2, 6)
+for dtype in ["f32", "f16"]:
+    k_cache, v_cache = normal(5, 2, 8, dtype=dtype), normal(5, 2, 6, dtype=dtype)
+    for mode, n_dims in [("norm", 8), ("neox", 4)]:
+        attrs = dict(mode=mode, theta=10000.0, n_dims=n_dims)
+        k_all, v_all = k_cache.a.copy(), v_cache.a.copy()
+        k_all[2:4], v_all[2:4] = np.float64(np.float32(rope(k.a, [2, 3], **attrs))), v.a
+        results = [T("f32", rope(q.a, [2, 3], **attrs)), T(dtype, k_all), T(dtype, v_all)]
+        case("rope_append", [q, k, v, k_cache, v_cache, T("i32", np.array(2))], results, f"{dtype}, {mode}", **attrs)
+
 OUT.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES) + "\n]\n")
 print(len(CASES), "cases,", OUT.stat().st_size, "bytes")

@@ -78,7 +78,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 places[p as usize] = format!("i{i}");
             }
             let index = row_major(lower, &x.ty.shape, &places);
-            each(lower, site, build, &out, &|| vec![assign(&x, &index)], &[x.clone()])
+            each(lower, site, build, &out, &|| vec![assign(&x, &index)], std::slice::from_ref(&x))
         }
         Op::Slice => {
             let (starts, steps) = (ints("starts"), ints("steps"));
@@ -93,7 +93,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 })
                 .collect();
             let index = row_major(lower, &x.ty.shape, &places);
-            each(lower, site, build, &out, &|| vec![assign(&x, &index)], &[x.clone()])
+            each(lower, site, build, &out, &|| vec![assign(&x, &index)], std::slice::from_ref(&x))
         }
         Op::Flip => {
             let axes: Vec<usize> =
@@ -105,7 +105,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 })
                 .collect();
             let index = row_major(lower, &x.ty.shape, &places);
-            each(lower, site, build, &out, &|| vec![assign(&x, &index)], &[x.clone()])
+            each(lower, site, build, &out, &|| vec![assign(&x, &index)], std::slice::from_ref(&x))
         }
         Op::Pad => {
             let low = ints("low");
@@ -137,7 +137,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 lines.push("}".to_owned());
                 lines
             };
-            each(lower, site, build, &out, &lines, &[x.clone()])
+            each(lower, site, build, &out, &lines, std::slice::from_ref(&x))
         }
         _ => {
             let axis = site.axis(&out)?;

@@ -110,7 +110,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 _ => "length".to_owned(),
             };
             build
-                .line(format!("let g = unit / max(length, 1u); let own = unit % max(length, 1u);"));
+                .line("let g = unit / max(length, 1u); let own = unit % max(length, 1u);");
             build.line(format!("if g >= {rows_text} {{ return; }}"));
             build.line(format!("let v = {};", value("own")));
             build.line("var place = 0u;");

@@ -48,7 +48,7 @@ pub(super) const LOWEST: &str = "-3e38";
 const HEADS: usize = 8;
 
 /// Loads of a row of the cache that are under way at the same time.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// Keys in a tile of a part: one for each invocation.
 const KEYS: usize = 128;
@@ -199,7 +199,7 @@ let key_side = tid / {lanes}u;
             g * qn,
             g * KEYS,
             16 * g,
-            KEYS * quads,
+            g * KEYS * quads,
             self.heads / self.kv_heads,
             parts * 32 - 1,
             parts * 32,
@@ -303,43 +303,61 @@ for (var j0 = key_side; j0 < count; j0 += {}u) {{
             t.push_str("}\n");
         }
         t.push_str("}\n}\n}\n");
+        // The sums of the keys that went side by side: those of all heads at once, each vector of
+        // a result by one invocation.
+        t.push_str("workgroupBarrier();\n");
         for h in 0..g {
-            t.push_str("workgroupBarrier();\n");
-            let _ = writeln!(t, "ps[tid] = weight_{h};");
+            let _ = writeln!(t, "ps[{}u + tid] = weight_{h};", h * KEYS);
             for i in 0..quads {
-                let _ = writeln!(t, "sums[tid + {}u] = acc_{h}_{i};", i * KEYS);
+                let _ = writeln!(t, "sums[{}u + tid] = acc_{h}_{i};", (h * quads + i) * KEYS);
             }
-            t.push_str("workgroupBarrier();\nif key_side == 0u {\n");
-            let _ = writeln!(t, "for (var j = 1u; j < {side}u; j += 1u) {{");
-            let _ = writeln!(t, "weight_{h} += ps[tid + j * {lanes}u];");
-            for i in 0..quads {
-                let _ = writeln!(t, "acc_{h}_{i} += sums[tid + j * {lanes}u + {}u];", i * KEYS);
-            }
-            t.push_str("}\n");
-            let _ = writeln!(t, "let row = token * {}u + head0 + {h}u;", self.heads);
-            if parts == 1 {
-                let _ = writeln!(t, "let base = row * {dv}u + lane * {width}u;");
-            } else {
-                let stride = dv + 2;
-                let _ = writeln!(
-                    t,
-                    "let start = (row * {parts}u + id.y) * {stride}u;
-let base = start + lane * {width}u;
-if lane == 0u {{
-    {out}[start + {dv}u] = most_{h};
-    {out}[start + {}u] = weight_{h};
-}}",
-                    dv + 1,
-                    out = out.name
-                );
-            }
-            let scale = if parts == 1 { format!(" / weight_{h}") } else { String::new() };
-            for e in 0..width {
-                let part = if width == 1 { String::new() } else { format!("[{}]", e % 4) };
-                let _ = writeln!(t, "{}[base + {e}u] = acc_{h}_{}{part}{scale};", out.name, e / 4);
-            }
-            t.push_str("}\n");
         }
+        for h in 0..g {
+            let _ = writeln!(t, "if tid == {h}u {{ top[{h}u] = most_{h}; }}");
+        }
+        let _ = write!(
+            t,
+            "workgroupBarrier();
+for (var i = tid; i < {all}u; i += {KEYS}u) {{
+    let h = i / {per_head}u;
+    let quad = i / {lanes}u % {quads}u;
+    let l = i % {lanes}u;
+    var weight = 0.0;
+    var sum = {vector}();
+    for (var j = 0u; j < {side}u; j += 1u) {{
+        weight += ps[h * {KEYS}u + j * {lanes}u + l];
+        sum += sums[(h * {quads}u + quad) * {KEYS}u + j * {lanes}u + l];
+    }}
+    let row = token * {heads}u + head0 + h;
+",
+            all = g * lanes * quads,
+            per_head = lanes * quads,
+            heads = self.heads,
+        );
+        let each = width.min(4);
+        let out = &out.name;
+        let (base, scale) = if parts == 1 {
+            (format!("row * {dv}u"), " / weight")
+        } else {
+            let stride = dv + 2;
+            let _ = write!(
+                t,
+                "    let start = (row * {parts}u + id.y) * {stride}u;
+    if l == 0u && quad == 0u {{
+        {out}[start + {dv}u] = top[h];
+        {out}[start + {}u] = weight;
+    }}
+",
+                dv + 1,
+            );
+            ("start".to_owned(), "")
+        };
+        let _ = writeln!(t, "    let base = {base} + l * {width}u + quad * {each}u;");
+        for e in 0..each {
+            let part = if width == 1 { String::new() } else { format!("[{e}]") };
+            let _ = writeln!(t, "    {out}[base + {e}u] = sum{part}{scale};");
+        }
+        t.push_str("}\n");
         t.push_str("}\n");
         source.push(&t);
         source.launch([
