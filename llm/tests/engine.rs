@@ -77,6 +77,9 @@ fn distance(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     pairs().map(|(g, w)| (g - w).abs()).fold(0.0, f64::max) / rms
 }
 
+/// Products with weights in blocks of 256 round their sums differently from eight tokens on, and a
+/// sum on the edge of two 8-bit activations then comes to lie on the other side.
+const WIDTH_TOLERANCE: f64 = 0.05;
 /// Floats differ by the rounding of f32 sums and of the f16 cache.
 const FLOAT_TOLERANCE: f64 = 0.01;
 /// Quantised products round activations to 8 bits per 32 elements as well.
@@ -126,7 +129,7 @@ fn passes_change_nothing_but_rounding() {
 #[test]
 fn batches_and_single_tokens_agree() {
     for (tiny, tolerance) in
-        [(Tiny::llama(FLOATS), FLOAT_TOLERANCE), (Tiny::qwen2(QUANTIZED), FLOAT_TOLERANCE)]
+        [(Tiny::llama(FLOATS), FLOAT_TOLERANCE), (Tiny::qwen2(QUANTIZED), WIDTH_TOLERANCE)]
     {
         let tokens: Vec<u32> = (0..70).map(|i| (i * 37 + 5) % 256).collect();
         let whole = load(&tiny, &LoadOptions { batch: 96, rows: 96, ..options() });
