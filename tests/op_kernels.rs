@@ -112,6 +112,7 @@ const ORACLE: [&str; 31] = [
     "quantize",
     "stop_gradient",
     "barrier",
+    "transfer",
     "reduce_sum",
     "reduce_mean",
     "reduce_prod",

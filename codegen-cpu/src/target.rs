@@ -97,7 +97,7 @@ impl Target for CpuTarget {
                 .product::<f64>()
         };
         let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
-        if free || matches!(op, Op::StopGradient | Op::Barrier) {
+        if free || matches!(op, Op::StopGradient | Op::Barrier | Op::Transfer) {
             return Cost::default();
         }
         let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();

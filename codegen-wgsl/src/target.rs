@@ -85,7 +85,7 @@ impl Target for GpuTarget {
         let length = |d: &aether_ir::Dim| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64;
         let numel = |ty: &TensorType| ty.shape.0.iter().map(length).product::<f64>();
         let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
-        if free || matches!(op, Op::StopGradient | Op::Barrier) {
+        if free || matches!(op, Op::StopGradient | Op::Barrier | Op::Transfer) {
             return Cost::default();
         }
         let out: f64 = results.iter().map(|ty| numel(ty)).sum();

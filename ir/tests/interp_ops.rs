@@ -24,7 +24,7 @@ fn ulp(dtype: DType) -> f64 {
 }
 
 /// Nothing is computed but what f64 computes exactly or rounds as IEEE says.
-const EXACT: [&str; 38] = [
+const EXACT: [&str; 39] = [
     "neg",
     "abs",
     "sign",
@@ -55,6 +55,7 @@ const EXACT: [&str; 38] = [
     "quantize",
     "stop_gradient",
     "barrier",
+    "transfer",
     "reduce_max",
     "reduce_min",
     "top_k",

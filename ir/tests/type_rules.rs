@@ -21,6 +21,7 @@ fn wrong_uses_are_refused_at_the_instruction() {
     const Q: &str = "%q: tensor<2x32xq8_0>, %x: tensor<2x32xf32>, %h: tensor<2x32xf16>";
     let table: &[(&str, &str, &str)] = &[
         (X, "%0 = conv %x, %y : tensor<1x4x3xf32>", "channels differ"),
+        (S, "%0 = transfer %x {to = \"disk\"} : tensor<[s]x4xf32>", "found `disk`"),
         (X, "%0 = conv %x, %w {groups = 0} : tensor<1x4x3xf32>", "groups = 0 must be positive"),
         (X, "%0 = conv %x, %w {groups = -1} : tensor<1x4x3xf32>", "groups = -1 must be positive"),
         (
@@ -253,6 +254,7 @@ fn symbolic_lengths_are_accepted_where_nothing_divides_them() {
             "%0, %1 = barrier %x, %q : tensor<[s]xf32>, tensor<2x32xq8_0>",
         ),
         ("%x: tensor<[s]xbool>", "%0 = stop_gradient %x : tensor<[s]xbool>"),
+        ("%x: tensor<[s]xi64>", "%0 = transfer %x {to = \"gpu\"} : tensor<[s]xi64>"),
     ];
     for (params, inst) in table {
         if let Err(diagnostics) = check(params, inst) {

@@ -15,6 +15,7 @@ pub mod generic;
 pub mod layout;
 pub mod manager;
 pub mod pass;
+pub mod place;
 pub mod plan;
 pub mod plan_check;
 pub mod simplify;

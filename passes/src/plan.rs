@@ -6,8 +6,8 @@
 //! stands in [`aether_ir::plan`]; [`crate::plan_check`] proves it independently.
 //!
 //! Sharing is decided in one walk over the body:
-//! - `reshape`, `broadcast` to as many elements, `stop_gradient` and a `barrier` of one operand are
-//!   the same bytes, unless the result is given away while the operand is not, or the operand is
+//! - `reshape`, `broadcast` to as many elements, `stop_gradient`, `transfer` and a `barrier` of one
+//!   operand are the same bytes, unless the result is given away while the operand is not, or the operand is
 //!   given away while the result lives;
 //! - a donated cache of `kv_append` or `rope_append` is written over, a donated operand of a call when the
 //!   callee returns it; never when it is a constant, or a parameter that some caller keeps;
@@ -119,7 +119,7 @@ fn callees_first(module: &Module) -> Result<Vec<usize>, PlanError> {
 }
 
 /// What an instruction computes from constants alone, whenever the module is loaded.
-fn load_time(func: &Func) -> Vec<bool> {
+pub(crate) fn load_time(func: &Func) -> Vec<bool> {
     let mut is = vec![false; func.values.len()];
     for inst in &func.body {
         let fixed = !inst.op.is_call()
@@ -138,7 +138,11 @@ fn same_bytes(func: &Func, inst: &Inst) -> bool {
         return false;
     };
     let (x, y) = (func.ty(operand.value), func.ty(*result));
-    matches!(inst.op, Op::Reshape | Op::Broadcast | Op::StopGradient | Op::Barrier)
+    let moves_nothing = matches!(
+        inst.op,
+        Op::Reshape | Op::Broadcast | Op::StopGradient | Op::Barrier | Op::Transfer
+    );
+    moves_nothing
         && x.layout == Layout::RowMajor
         && y.layout == Layout::RowMajor
         && x.dtype == y.dtype

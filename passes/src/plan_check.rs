@@ -370,8 +370,11 @@ impl<'a> Run<'a> {
 
     /// Operand and result of an instruction that only looks at the same bytes differently.
     fn reinterpreted(&self, inst: &Inst) -> Checked<Option<(ValueId, ValueId)>> {
-        let (Op::Reshape | Op::Broadcast | Op::StopGradient | Op::Barrier, [operand], [result]) =
-            (inst.op, &inst.operands[..], &inst.results[..])
+        let (
+            Op::Reshape | Op::Broadcast | Op::StopGradient | Op::Barrier | Op::Transfer,
+            [operand],
+            [result],
+        ) = (inst.op, &inst.operands[..], &inst.results[..])
         else {
             return Ok(None);
         };

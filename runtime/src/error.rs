@@ -6,6 +6,7 @@ use aether_codegen_cpu::pool::PoolError;
 use aether_codegen_cpu::{CompileError, Isa};
 use aether_ir::TensorType;
 use aether_ir::tensor::TensorError;
+use aether_passes::place::PlaceError;
 use aether_passes::{ParsePipelineError, PipelineError, PlanError};
 
 use crate::gpu::GpuError;
@@ -17,6 +18,9 @@ pub enum RunError {
     Program(#[from] aether_codegen_cpu::RunError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// In a part of a module that is split over devices.
+    #[error("in @{part}: {source}")]
+    Part { part: Arc<str>, source: Box<RunError> },
 }
 
 /// A module cannot be compiled or run.
@@ -36,8 +40,13 @@ pub enum RuntimeError {
     PlanCheck(String),
     #[error(transparent)]
     Compile(#[from] CompileError),
+    #[error("{0}{advice}", advice = advice(.0))]
+    CompileGpu(#[source] aether_codegen_wgsl::CompileError),
     #[error(transparent)]
-    CompileGpu(#[from] aether_codegen_wgsl::CompileError),
+    Place(#[from] PlaceError),
+    /// In a part of a module that is split over devices.
+    #[error("in @{part}: {source}")]
+    Part { part: Arc<str>, source: Box<RuntimeError> },
     #[error(transparent)]
     Gpu(GpuError),
     #[error("ops are timed on a GPU alone: add --device gpu")]
@@ -57,6 +66,22 @@ pub enum RuntimeError {
     ArgType { index: usize, expected: TensorType, found: String },
     #[error(transparent)]
     Tensor(#[from] TensorError),
+}
+
+impl From<aether_codegen_wgsl::CompileError> for RuntimeError {
+    fn from(e: aether_codegen_wgsl::CompileError) -> Self {
+        RuntimeError::CompileGpu(e)
+    }
+}
+
+/// What to do about it.
+fn advice(e: &aether_codegen_wgsl::CompileError) -> &'static str {
+    match e {
+        aether_codegen_wgsl::CompileError::Unsupported { .. } => {
+            "; with --device hybrid the CPU runs what the GPU has no kernel for"
+        }
+        _ => "",
+    }
 }
 
 fn list(isas: &[Isa]) -> String {

@@ -8,9 +8,11 @@ use aether_codegen_wgsl::GpuTarget;
 use aether_ir::plan::MemoryPlan;
 use aether_ir::target::Target;
 use aether_ir::{Module, TensorType};
+use aether_passes::place::Device;
 use aether_passes::{PassCtx, Pipeline, StepReport};
 
 use crate::gpu::{Gpu, GpuExecutable, Weights};
+use crate::hybrid::{self, Hybrid, Parts, Placement};
 use crate::{Files, RuntimeError};
 
 /// The passes that run when no others are asked for.
@@ -31,6 +33,8 @@ pub struct Options {
     pub verify: bool,
     /// The GPU to run on; the CPU when `None`.
     pub gpu: Option<Arc<Gpu>>,
+    /// What of the module runs on the GPU; the rest runs on the CPU.
+    pub placement: Placement,
 }
 
 impl Default for Options {
@@ -42,6 +46,7 @@ impl Default for Options {
             pipeline: None,
             verify: cfg!(debug_assertions),
             gpu: None,
+            placement: Placement::Whole,
         }
     }
 }
@@ -91,27 +96,10 @@ pub struct Prepared {
 }
 
 /// Where a module runs.
-#[derive(Clone, Debug)]
 pub(crate) enum Machine {
     Cpu(CpuTarget),
     Gpu(Arc<Gpu>),
-}
-
-impl Machine {
-    fn of(opts: &Options) -> Result<Machine, RuntimeError> {
-        match &opts.gpu {
-            Some(gpu) => Ok(Machine::Gpu(gpu.clone())),
-            None => Ok(Machine::Cpu(opts.cpu()?)),
-        }
-    }
-
-    /// As passes see it.
-    fn target(&self) -> Box<dyn Target> {
-        match self {
-            Machine::Cpu(target) => Box::new(*target),
-            Machine::Gpu(gpu) => Box::new(GpuTarget { adapter: gpu.adapter() }),
-        }
-    }
+    Hybrid(Parts),
 }
 
 impl Prepared {
@@ -125,11 +113,28 @@ impl Prepared {
         files: &Files,
         opts: &Options,
     ) -> Result<Prepared, RuntimeError> {
-        let machine = Machine::of(opts)?;
-        let target = machine.target();
         aether_ir::verify(&module)
             .map_err(|found| RuntimeError::Verify(aether_ir::text::explain(&module, &found)))?;
         keep_reachable(&mut module, &opts.entry);
+        let mut gpu = opts.gpu.clone();
+        if let Some(device) = gpu.as_ref().filter(|_| opts.placement != Placement::Whole) {
+            let devices = hybrid::devices(&module, files, opts, device)?;
+            match hybrid::only(&module.funcs[opts.entry.as_str()], &devices) {
+                Some(Device::Gpu) => {}
+                Some(Device::Cpu) => gpu = None,
+                None => return Prepared::split(&module, files, opts, devices),
+            }
+        }
+        let (machine, target): (Machine, Box<dyn Target>) = match gpu {
+            Some(gpu) => {
+                let adapter = gpu.adapter();
+                (Machine::Gpu(gpu), Box::new(GpuTarget { adapter }))
+            }
+            None => {
+                let target = opts.cpu()?;
+                (Machine::Cpu(target), Box::new(target))
+            }
+        };
         let pipeline = Pipeline::parse(opts.pipeline.as_deref().unwrap_or(DEFAULT_PIPELINE))?;
         let mut ctx = PassCtx::new(&*target);
         ctx.verify_each = opts.verify;
@@ -142,6 +147,27 @@ impl Prepared {
         }
         let entry = opts.entry.as_str().into();
         Ok(Prepared { module, plan, entry, machine, reports })
+    }
+
+    /// As [`Prepared::new`], in parts: each is optimised and planned on its own.
+    fn split(
+        module: &Module,
+        files: &Files,
+        opts: &Options,
+        devices: Vec<Device>,
+    ) -> Result<Prepared, RuntimeError> {
+        let (module, parts) = hybrid::prepare(module, files, opts, devices)?;
+        Ok(Prepared {
+            module,
+            plan: MemoryPlan::default(),
+            entry: opts.entry.as_str().into(),
+            reports: parts.reports().cloned().collect(),
+            machine: Machine::Hybrid(parts),
+        })
+    }
+
+    pub(crate) fn reports(&self) -> &[StepReport] {
+        &self.reports
     }
 
     /// What a file gave, checked already.
@@ -185,9 +211,29 @@ impl Prepared {
         files: &Files,
         weights: &Weights,
     ) -> Result<Executable, RuntimeError> {
+        self.load_beside(files, weights, None)
+    }
+
+    /// As [`Prepared::load_sharing`], beside an executable of the same module for other sizes: of
+    /// one that is split alike the parts of the CPU are taken, whose code serves all sizes.
+    ///
+    /// # Errors
+    /// As [`Prepared::load`].
+    pub fn load_beside(
+        self,
+        files: &Files,
+        weights: &Weights,
+        other: Option<&Executable>,
+    ) -> Result<Executable, RuntimeError> {
         let Prepared { module, plan, entry, machine, reports } = self;
         files.will_load();
         let code = match machine {
+            Machine::Hybrid(parts) => {
+                let beside = other.and_then(Executable::hybrid);
+                parts
+                    .load(&module.funcs[&entry], &module.symbols, files, weights, beside)
+                    .map(|hybrid| Code::Hybrid(Arc::new(hybrid)))
+            }
             Machine::Cpu(CpuTarget { isa, threads }) => {
                 let compile = CompileOptions { isa, threads };
                 let program = aether_codegen_cpu::compile(&module, &plan, &entry, files, compile);
@@ -230,6 +276,7 @@ impl Prepared {
 pub(crate) enum Code {
     Cpu { program: Program, threads: usize, isa: Isa },
     Gpu(Arc<GpuExecutable>),
+    Hybrid(Arc<Hybrid>),
 }
 
 /// A compiled module.
@@ -260,7 +307,7 @@ impl Executable {
         &self.module
     }
 
-    /// Where its values live.
+    /// Where its values live; nothing when it runs in parts, each of which has a plan of its own.
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
@@ -269,19 +316,46 @@ impl Executable {
         &self.code
     }
 
-    /// What runs on the CPU; `None` when a GPU runs it.
+    /// What runs on the CPU; `None` when a GPU runs any of it.
     pub fn cpu(&self) -> Option<&Program> {
         match &self.code {
             Code::Cpu { program, .. } => Some(program),
-            Code::Gpu(_) => None,
+            Code::Gpu(_) | Code::Hybrid(_) => None,
         }
     }
 
-    /// What runs on a GPU.
+    /// What runs on a GPU, when that runs all of it.
     pub fn gpu(&self) -> Option<&Arc<GpuExecutable>> {
         match &self.code {
-            Code::Cpu { .. } => None,
             Code::Gpu(program) => Some(program),
+            Code::Cpu { .. } | Code::Hybrid(_) => None,
+        }
+    }
+
+    fn hybrid(&self) -> Option<&Hybrid> {
+        match &self.code {
+            Code::Hybrid(hybrid) => Some(hybrid),
+            Code::Cpu { .. } | Code::Gpu(_) => None,
+        }
+    }
+
+    /// The parts that run one after another, when the module is split over devices.
+    pub fn parts(&self) -> Vec<&Arc<Executable>> {
+        self.hybrid().map_or(Vec::new(), |hybrid| hybrid.executables().collect())
+    }
+
+    /// A placement that splits the same module for other sizes as this one is split.
+    pub fn placement(&self) -> Placement {
+        self.hybrid().map_or(Placement::Whole, |h| Placement::Fixed(h.devices().clone()))
+    }
+
+    /// Whether sessions of the two can be siblings: on the same device, split alike.
+    pub fn shares_states(&self, other: &Executable) -> bool {
+        match (&self.code, &other.code) {
+            (Code::Cpu { .. }, Code::Cpu { .. }) => true,
+            (Code::Gpu(a), Code::Gpu(b)) => Arc::ptr_eq(a.gpu(), b.gpu()),
+            (Code::Hybrid(a), Code::Hybrid(b)) => a.shares_states(b),
+            _ => false,
         }
     }
 
@@ -290,6 +364,7 @@ impl Executable {
         match &self.code {
             Code::Cpu { program, .. } => program.params(),
             Code::Gpu(gpu) => &gpu.program().params,
+            Code::Hybrid(hybrid) => hybrid.params(),
         }
     }
 
@@ -298,6 +373,7 @@ impl Executable {
         match &self.code {
             Code::Cpu { program, .. } => program.results(),
             Code::Gpu(gpu) => &gpu.program().results,
+            Code::Hybrid(hybrid) => hybrid.results(),
         }
     }
 
@@ -306,6 +382,7 @@ impl Executable {
         match &self.code {
             Code::Cpu { program, .. } => program.result_aliases(),
             Code::Gpu(gpu) => &gpu.program().result_aliases,
+            Code::Hybrid(hybrid) => hybrid.result_aliases(),
         }
     }
 
@@ -324,6 +401,7 @@ impl Executable {
         match &self.code {
             Code::Cpu { threads, .. } => *threads,
             Code::Gpu(_) => 1,
+            Code::Hybrid(hybrid) => hybrid.executables().map(|e| e.threads()).max().unwrap_or(1),
         }
     }
 
@@ -332,6 +410,7 @@ impl Executable {
         match &self.code {
             Code::Cpu { isa, .. } => Some(*isa),
             Code::Gpu(_) => None,
+            Code::Hybrid(hybrid) => hybrid.executables().find_map(|e| e.isa()),
         }
     }
 
@@ -340,6 +419,12 @@ impl Executable {
         match &self.code {
             Code::Cpu { isa, .. } => format!("CPU {isa}"),
             Code::Gpu(gpu) => gpu.gpu().name(),
+            Code::Hybrid(hybrid) => {
+                let mut names: Vec<String> = hybrid.executables().map(|e| e.backend()).collect();
+                names.sort();
+                names.dedup();
+                names.join(" and ")
+            }
         }
     }
 

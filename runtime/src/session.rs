@@ -9,6 +9,7 @@ use aether_codegen_cpu::{Arg as CpuArg, ArgData as CpuArgData};
 use crate::arg::{Arg, ArgData, State};
 use crate::executable::Code;
 use crate::gpu::{GpuError, GpuSession};
+use crate::hybrid::HybridSession;
 use crate::trace::Span;
 use crate::{Executable, RunError, RuntimeError};
 
@@ -22,6 +23,7 @@ pub struct Session {
 enum Memory {
     Cpu { workspace: Workspace, args: Recycled },
     Gpu(GpuSession),
+    Hybrid(HybridSession),
 }
 
 impl Session {
@@ -47,6 +49,9 @@ impl Session {
     ) -> Result<Session, RuntimeError> {
         let memory = match executable.code() {
             Code::Gpu(gpu) => Memory::Gpu(GpuSession::new(gpu.clone(), None)?),
+            Code::Hybrid(hybrid) => {
+                Memory::Hybrid(HybridSession::new(hybrid.clone(), &pool, None)?)
+            }
             Code::Cpu { program, .. } => {
                 let symbols = &executable.module().symbols;
                 let results = program.results().iter().zip(program.result_aliases());
@@ -76,6 +81,11 @@ impl Session {
                 let memory = Memory::Gpu(GpuSession::new(gpu.clone(), Some(own))?);
                 Ok(Session { memory, executable, pool: self.pool.clone() })
             }
+            (Code::Hybrid(hybrid), Memory::Hybrid(own)) => {
+                let memory = HybridSession::new(hybrid.clone(), &self.pool, Some(own))?;
+                let memory = Memory::Hybrid(memory);
+                Ok(Session { memory, executable, pool: self.pool.clone() })
+            }
             // States of the host belong to nobody.
             (Code::Cpu { .. }, Memory::Cpu { .. }) => {
                 Session::with_pool(executable, self.pool.clone())
@@ -95,7 +105,7 @@ impl Session {
     }
 
     /// Zeros for a parameter of fixed or bounded size, where runs of this session read and write
-    /// them in place. On a GPU a session has one state for each parameter.
+    /// them in place. On a GPU, whole or in part, a session has one state for each parameter.
     ///
     /// # Errors
     /// When there is no such parameter, or the memory cannot be had.
@@ -108,6 +118,7 @@ impl Session {
         })?;
         match &self.memory {
             Memory::Gpu(session) => Ok(State::Device(session.state(param))),
+            Memory::Hybrid(session) => session.state(param),
             Memory::Cpu { .. } => {
                 let bytes = ty.max_bytes(&self.executable.module().symbols).unwrap_or(u64::MAX);
                 check_memory(&format!("argument {param}"), bytes)?;
@@ -144,7 +155,8 @@ impl Session {
                 Ok(outcome?)
             }
             (_, Memory::Gpu(session)) => session.run(args),
-            (Code::Gpu(_), Memory::Cpu { .. }) => Err(GpuError::ForeignState.into()),
+            (_, Memory::Hybrid(session)) => session.run(args),
+            (_, Memory::Cpu { .. }) => Err(GpuError::ForeignState.into()),
         }
     }
 
@@ -172,6 +184,7 @@ impl Session {
         match &self.memory {
             Memory::Cpu { workspace, .. } => workspace.result(index),
             Memory::Gpu(session) => session.result(index),
+            Memory::Hybrid(session) => session.result(index),
         }
     }
 
@@ -180,6 +193,7 @@ impl Session {
         match &self.memory {
             Memory::Cpu { workspace, .. } => workspace.result_f32(index),
             Memory::Gpu(session) => session.result_f32(index),
+            Memory::Hybrid(session) => session.result_f32(index),
         }
     }
 
@@ -188,6 +202,7 @@ impl Session {
         match &self.memory {
             Memory::Cpu { workspace, .. } => workspace.result_shape(index),
             Memory::Gpu(session) => session.result_shape(index),
+            Memory::Hybrid(session) => session.result_shape(index),
         }
     }
 
@@ -196,6 +211,7 @@ impl Session {
         match &self.memory {
             Memory::Cpu { workspace, .. } => workspace.bytes(),
             Memory::Gpu(session) => session.bytes() as usize,
+            Memory::Hybrid(session) => session.bytes(),
         }
     }
 }

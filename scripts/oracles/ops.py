@@ -603,6 +603,8 @@ for note, state, shape in [
 x, i, w = normal(2, 2), T("i32", [1, 2]), quantised("q8_0", 1, 32)
 case("stop_gradient", [x], [x])
 case("stop_gradient", [w], [w], "quantised")
+case("transfer", [x], [x], to="gpu")
+case("transfer", [w], [w], "quantised", to="cpu")
 case("barrier", [x], [x])
 case("barrier", [x, i, x, w], [x, i, x, w], "several")
 

@@ -1,5 +1,8 @@
 //! The GPU against the reference interpreter and the CPU, on whatever Vulkan driver there is.
 
+#[path = "../../passes/tests/common/graphs.rs"]
+mod graphs;
+mod hybrid;
 mod models;
 mod ops;
 mod support;

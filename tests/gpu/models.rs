@@ -1,18 +1,18 @@
 //! Language models: the GPU's logits beside the CPU's, step by step.
 
-use std::sync::Arc;
-
 use aether_ir::DType;
 use aether_llm::engine::{Context, LoadOptions, Model};
+use aether_runtime::Placement;
 
 use super::support::gpu;
 use super::tiny::{FLOATS, QUANTIZED, Tiny};
 
-/// The model twice: on the CPU and on the GPU.
-fn both(load: impl Fn(&LoadOptions) -> Arc<Model>) -> [Context; 2] {
+/// The model twice: on the CPU, and as the placement says.
+fn both(model: &Tiny, placement: &Placement) -> [Context; 2] {
     let base = LoadOptions { context: 128, batch: 64, verify: true, ..LoadOptions::default() };
     [None, Some(gpu())].map(|gpu| {
-        let model = load(&LoadOptions { gpu, ..base.clone() });
+        let options = LoadOptions { gpu, placement: placement.clone(), ..base.clone() };
+        let model = Model::from_memory(model.gguf(), &options).unwrap();
         Context::new(&model).unwrap()
     })
 }
@@ -49,7 +49,11 @@ fn compare(mut contexts: [Context; 2], prompt: &[u32], steps: usize, least: f64)
 }
 
 fn tiny(model: &Tiny) {
-    let contexts = both(|options| Model::from_memory(model.gguf(), options).unwrap());
+    placed(model, &Placement::Whole);
+}
+
+fn placed(model: &Tiny, placement: &Placement) {
+    let contexts = both(model, placement);
     let prompt: Vec<u32> = (0..40).map(|i| (i * 37) % 250).collect();
     compare(contexts, &prompt, 20, 0.999);
 }
@@ -75,5 +79,26 @@ fn every_quantised_type() {
         let types: &'static [[DType; 7]] = Box::leak(Box::new([[dtype; 7]]));
         let wide = Tiny { n_embd: 256, n_ff: 512, n_layers: 2, ..Tiny::llama(types) };
         tiny(&Tiny { embd: dtype, ..wide });
+    }
+}
+
+/// The number of parts of the two executables.
+fn parts(model: &Tiny, placement: Placement) -> [usize; 2] {
+    let options = LoadOptions { context: 128, gpu: Some(gpu()), placement, ..Default::default() };
+    let model = Model::from_memory(model.gguf(), &options).unwrap();
+    let single = model.single().map_or(0, |single| single.parts().len());
+    [model.executable().parts().len(), single]
+}
+
+#[test]
+fn half_of_the_layers() {
+    for model in [Tiny::llama(QUANTIZED), Tiny::qwen2(QUANTIZED)] {
+        let layers = model.n_layers;
+        for (n, count) in [(layers / 2, 3), (layers + 1, 2)] {
+            let placement = Placement::LastCalls(n);
+            assert_eq!(parts(&model, placement.clone()), [count; 2], "{n} layers");
+            placed(&model, &placement);
+        }
+        assert_eq!(parts(&model, Placement::LastCalls(0)), [0; 2]);
     }
 }

@@ -319,7 +319,9 @@ impl<'a> Lower<'a> {
             Op::Reshape | Op::Broadcast | Op::Transpose | Op::Slice | Op::Concat | Op::Pad => {
                 movement::lower(self, &site)
             }
-            Op::Flip | Op::Splat | Op::StopGradient | Op::Barrier => movement::lower(self, &site),
+            Op::Flip | Op::Splat | Op::StopGradient | Op::Barrier | Op::Transfer => {
+                movement::lower(self, &site)
+            }
             Op::Gather | Op::ScatterAdd | Op::RngBits | Op::Quantize => index::lower(self, &site),
             Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin => {
                 reduce::lower(self, &site)

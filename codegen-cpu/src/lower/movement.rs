@@ -58,7 +58,7 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
         return Ok(false);
     }
     let pieces = match site.inst.op {
-        Op::Reshape | Op::StopGradient | Op::Barrier => {
+        Op::Reshape | Op::StopGradient | Op::Barrier | Op::Transfer => {
             // What the plan could not make an alias.
             for (x, y) in site.inputs.iter().zip(&site.outputs).filter(|(x, y)| x.loc != y.loc) {
                 lower.copy_value(&site.label, x, y.loc);

@@ -375,7 +375,9 @@ impl<'a> Lower<'a> {
         let label = format!("{}{}{name}", f.path, inst.op).into();
         let site = Site { func: f.func.name.clone(), inst, inputs, outputs, scratch, label };
         match inst.op {
-            Op::Reshape | Op::StopGradient | Op::Barrier => movement::copy(self, &site),
+            Op::Reshape | Op::StopGradient | Op::Barrier | Op::Transfer => {
+                movement::copy(self, &site)
+            }
             Op::Broadcast if site.inputs[0].binding == site.outputs[0].binding => Ok(()),
             Op::Fused => {
                 let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));

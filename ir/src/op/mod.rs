@@ -189,6 +189,7 @@ op_table! {
     Quantize "quantize" 1..=1, [], quantize::infer_quantize, Some(quantize::eval_quantize), "f32 to the block-quantised type of the result by ggml's reference rounding; `cast` dequantises.";
     StopGradient "stop_gradient" 1..=1, [], shape::infer_identity, Some(shape::eval_identity), "The operand, taken as a constant by differentiation.";
     Barrier "barrier" 1..=MAX_OPERANDS, [], shape::infer_identity, Some(shape::eval_identity), "The operands, through which no pass looks: what is computed from the results is not merged with what is computed from the operands.";
+    Transfer "transfer" 1..=1, [req("to", AttrKind::Str, "`cpu` or `gpu`")], shape::infer_transfer, Some(shape::eval_identity), "The operand in the memory of a device; placement writes it where a value crosses.";
 
     ReduceSum "reduce_sum" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce, Some(reduce::eval_sum), "Sum over axes.";
     ReduceMean "reduce_mean" 1..=1, [AXES, KEEPDIMS], reduce::infer_reduce_float, Some(reduce::eval_mean), "Mean over axes.";

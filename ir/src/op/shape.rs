@@ -183,6 +183,14 @@ pub fn infer_identity(ctx: &InferCtx) -> Types {
     Ok(ctx.operands.iter().map(|&x| x.clone()).collect())
 }
 
+/// The operand's type, when `to` names a device.
+pub fn infer_transfer(ctx: &InferCtx) -> Types {
+    match ctx.attrs.str("to") {
+        Some("cpu" | "gpu") => infer_identity(ctx),
+        to => Err(format!("`to` must be `cpu` or `gpu`, found `{}`", to.unwrap_or_default())),
+    }
+}
+
 /// A tensor's elements as byte arrays of their width, without copying.
 fn view<const N: usize>(x: &Tensor) -> Result<ArrayViewD<'_, [u8; N]>, EvalError> {
     Ok(ArrayViewD::from_shape(IxDyn(x.shape()), x.bytes().as_chunks().0)?)

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use aether_ir::{ConstData, Module};
 use aether_runtime::gpu::{Gpu, Weights};
-use aether_runtime::{Backing, Executable, Files, Isa, Options, Pool, Prepared, specialise};
+use aether_runtime::{
+    Backing, Executable, Files, Isa, Options, Placement, Pool, Prepared, specialise,
+};
 
 use super::EngineError;
 use super::interface::{FIXED, Interface};
@@ -42,6 +44,8 @@ pub struct LoadOptions {
     pub ir: Option<Module>,
     /// The GPU to run on; the CPU when `None`.
     pub gpu: Option<Arc<Gpu>>,
+    /// What of the model runs on the GPU; its layers are calls.
+    pub placement: Placement,
 }
 
 impl Default for LoadOptions {
@@ -57,6 +61,7 @@ impl Default for LoadOptions {
             verify: cfg!(debug_assertions),
             ir: None,
             gpu: None,
+            placement: Placement::Whole,
         }
     }
 }
@@ -139,6 +144,7 @@ impl Model {
             pipeline: options.pipeline.clone(),
             verify: options.verify,
             gpu: options.gpu.clone(),
+            placement: options.placement.clone(),
         };
         // Both read the file from end to end and neither needs the other.
         let (tokenizer, executable) = std::thread::scope(|scope| {
@@ -266,9 +272,10 @@ fn compiled(
     let weights = Weights::default();
     let executable =
         Prepared::new(module.clone(), files, options)?.load_sharing(files, &weights)?;
-    if options.gpu.is_none() {
+    if executable.cpu().is_some() {
         return Ok((executable, None));
     }
+    let options = &Options { placement: executable.placement(), ..options.clone() };
     let mut single = module.clone();
     let symbols: Vec<Arc<str>> = executable
         .params()
@@ -278,8 +285,11 @@ fn compiled(
         .collect();
     let ones: Vec<(&str, u64)> = symbols.iter().map(|s| (&**s, 1)).collect();
     specialise(&mut single, &ones);
-    let single = Prepared::new(single, files, options)?.load_sharing(files, &weights)?;
-    Ok((executable, Some(Arc::new(single))))
+    let single = Prepared::new(single, files, options)?;
+    let single = single.load_beside(files, &weights, Some(&executable))?;
+    // An edited module may be cut otherwise when its symbols are numbers.
+    let single = executable.shares_states(&single).then(|| Arc::new(single));
+    Ok((executable, single))
 }
 
 /// Serves the module's constants from the model's map.

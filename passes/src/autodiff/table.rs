@@ -54,6 +54,7 @@ pub(crate) fn derivative(op: Op) -> Derivative {
         Op::Flip => Rule(shape::flip),
         Op::StopGradient => Zero,
         Op::Barrier => Rule(shape::barrier),
+        Op::Transfer => Rule(shape::transfer),
         Op::RngBits | Op::Quantize => Zero,
         Op::ScatterAdd => Rule(gather::scatter_add),
         Op::Gather => Rule(gather::gather),

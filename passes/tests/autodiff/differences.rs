@@ -232,6 +232,7 @@ table! {
         [("x: tensor<3xf64>", Any), ("i: tensor<i32>", Is(1))] "%y = gather %x, %i {axis = 0} : tensor<f64>";
     "scatter_add": [("x: tensor<3x2xf64>", Any), ("i: tensor<4xi32>", Below(3)), ("u: tensor<4x2xf64>", Any)] "%y = scatter_add %x, %i, %u {axis = 0} : tensor<3x2xf64>"
         [("x: tensor<2x[s]xf64>", Any), ("i: tensor<[t]xi64>", Below(3)), ("u: tensor<2x[t]xf64>", Any)] "%y = scatter_add %x, %i, %u {axis = 1} : tensor<2x[s]xf64>";
+    "transfer": [("a: tensor<3xf64>", Any)] "%y = transfer %a {to = \"gpu\"} : tensor<3xf64>";
     "barrier": [("a: tensor<2xf64>", Any), ("b: tensor<3xf64>", Any)] "%y, %z = barrier %a, %b : tensor<2xf64>, tensor<3xf64>";
 
     "sort": [("x: tensor<2x3xf64>", Distinct)] "%v, %i = sort %x {axis = 1} : tensor<2x3xf64>, tensor<2x3xi32>"

@@ -73,6 +73,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
         batch: args.context.min(512),
         threads: args.threads,
         gpu: args.device.open()?,
+        placement: args.device.placement(),
         ..LoadOptions::default()
     };
     let model = Model::load(args.model.path()?, &options)?;

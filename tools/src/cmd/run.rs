@@ -98,6 +98,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         context: args.context,
         threads: args.threads,
         gpu: args.device.open()?,
+        placement: args.device.placement(),
         rows: 1,
         pipeline: args.pipeline.clone(),
         ir,

@@ -127,3 +127,8 @@ pub(crate) fn barrier(v: &Vjp) -> Ruled {
     }
     Ok(())
 }
+
+/// The operand has the gradient of the result, wherever placement puts what computes it.
+pub(crate) fn transfer(v: &Vjp) -> Ruled {
+    barrier(v)
+}

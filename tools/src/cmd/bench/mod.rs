@@ -99,6 +99,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         rows: 1,
         threads: args.threads,
         gpu: args.device.open()?,
+        placement: args.device.placement(),
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &options)?;
