@@ -248,7 +248,7 @@ impl Prepared {
                     for step in program.by_reference() {
                         tracing::warn!(step, "no kernel: runs by the reference interpreter");
                     }
-                    Code::Cpu { program, threads, isa }
+                    Code::Cpu { program: Box::new(program), threads, isa }
                 })
             }
             Machine::Gpu(gpu) => {
@@ -274,7 +274,7 @@ impl Prepared {
 
 /// What a module became.
 pub(crate) enum Code {
-    Cpu { program: Program, threads: usize, isa: Isa },
+    Cpu { program: Box<Program>, threads: usize, isa: Isa },
     Gpu(Arc<GpuExecutable>),
     Hybrid(Arc<Hybrid>),
 }

@@ -22,7 +22,7 @@ pub struct Session {
 
 enum Memory {
     Cpu { workspace: Workspace, args: Recycled },
-    Gpu(GpuSession),
+    Gpu(Box<GpuSession>),
     Hybrid(HybridSession),
 }
 
@@ -48,7 +48,7 @@ impl Session {
         pool: Arc<Pool>,
     ) -> Result<Session, RuntimeError> {
         let memory = match executable.code() {
-            Code::Gpu(gpu) => Memory::Gpu(GpuSession::new(gpu.clone(), None)?),
+            Code::Gpu(gpu) => Memory::Gpu(Box::new(GpuSession::new(gpu.clone(), None)?)),
             Code::Hybrid(hybrid) => {
                 Memory::Hybrid(HybridSession::new(hybrid.clone(), &pool, None)?)
             }
@@ -78,7 +78,7 @@ impl Session {
             (Code::Gpu(gpu), Memory::Gpu(own))
                 if Arc::ptr_eq(gpu.gpu(), own.executable().gpu()) =>
             {
-                let memory = Memory::Gpu(GpuSession::new(gpu.clone(), Some(own))?);
+                let memory = Memory::Gpu(Box::new(GpuSession::new(gpu.clone(), Some(own))?));
                 Ok(Session { memory, executable, pool: self.pool.clone() })
             }
             (Code::Hybrid(hybrid), Memory::Hybrid(own)) => {
@@ -167,6 +167,7 @@ impl Session {
     pub fn profile(&mut self) -> Result<(), RuntimeError> {
         match &mut self.memory {
             Memory::Gpu(session) => Ok(session.profile()?),
+            Memory::Hybrid(session) => session.profile(),
             Memory::Cpu { .. } => Err(RuntimeError::NoProfile),
         }
     }
@@ -175,6 +176,7 @@ impl Session {
     pub fn take_spans(&mut self) -> Vec<Span> {
         match &mut self.memory {
             Memory::Gpu(session) => session.take_spans(),
+            Memory::Hybrid(session) => session.take_spans(),
             Memory::Cpu { .. } => Vec::new(),
         }
     }

@@ -4,17 +4,20 @@
 //! runs: its state is that part's.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use aether_codegen_cpu::AlignedBytes;
 use aether_codegen_cpu::RunError as ArgError;
 use aether_codegen_cpu::pool::Pool;
 use aether_ir::TensorType;
+use aether_passes::place::Device;
 
 use super::{Hybrid, ResultSource, Source};
 use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
 use crate::gpu::GpuError;
 use crate::session::{Session, check_memory};
+use crate::trace::Span;
 use crate::{RunError, RuntimeError};
 
 /// The memory of runs of one module in parts.
@@ -27,6 +30,8 @@ pub(crate) struct HybridSession {
     shapes: Vec<Vec<Vec<usize>>>,
     /// By result, in the last run.
     result_shapes: Vec<Vec<usize>>,
+    /// What the last run did, when runs are profiled.
+    spans: Option<Vec<Span>>,
 }
 
 impl HybridSession {
@@ -65,6 +70,7 @@ impl HybridSession {
                 .map(|part| part.args.iter().map(|(ty, _)| rank(ty)).collect())
                 .collect(),
             result_shapes: hybrid.results.iter().map(rank).collect(),
+            spans: None,
             hybrid,
         })
     }
@@ -81,6 +87,26 @@ impl HybridSession {
         let bytes = ty.max_bytes(&self.hybrid.symbols).unwrap_or(u64::MAX);
         check_memory(&format!("argument {param}"), bytes)?;
         Ok(State::Host(AlignedBytes::zeroed(bytes as usize)))
+    }
+
+    /// Times the ops of GPU parts, and CPU parts as a whole, in the runs from now on.
+    ///
+    /// # Errors
+    /// When a GPU has no timestamps.
+    pub fn profile(&mut self) -> Result<(), RuntimeError> {
+        for (session, part) in self.parts.iter_mut().zip(&self.hybrid.parts) {
+            if part.device == Device::Gpu {
+                session.profile().map_err(|e| super::in_part(&part.name, e))?;
+            }
+        }
+        self.spans = Some(Vec::new());
+        Ok(())
+    }
+
+    /// What the last run did, when it was profiled. Ops of a GPU are counted from when their part
+    /// was begun: what it waits for at first is not seen.
+    pub fn take_spans(&mut self) -> Vec<Span> {
+        self.spans.as_mut().map_or_else(Vec::new, std::mem::take)
     }
 
     /// Runs the parts in order.
@@ -105,10 +131,29 @@ impl HybridSession {
                 return Err(ArgError::NotWritable { index }.into());
             }
         }
+        self.take_spans();
+        let begun = Instant::now();
         for (k, part) in hybrid.parts.iter().enumerate() {
+            let start = begun.elapsed();
             let failed =
                 |source| RunError::Part { part: part.name.clone(), source: Box::new(source) };
             self.run_part(k, args).map_err(failed)?;
+            if let Some(spans) = &mut self.spans {
+                match part.device {
+                    Device::Gpu => spans.extend(
+                        self.parts[k]
+                            .take_spans()
+                            .into_iter()
+                            .map(|span| Span { start: start + span.start, ..span }),
+                    ),
+                    Device::Cpu => spans.push(Span {
+                        label: format!("@{}", part.name).into(),
+                        kernel: "a part on the CPU",
+                        start,
+                        duration: begun.elapsed().saturating_sub(start),
+                    }),
+                }
+            }
             for (result, ty, slot) in &part.kept {
                 let n = self.bytes_of(ty);
                 let from = self.parts[k].result(*result);
