@@ -109,8 +109,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
                 Op::TopK => format!("{}u", site.inst.attrs.int("k", 0)),
                 _ => "length".to_owned(),
             };
-            build
-                .line("let g = unit / max(length, 1u); let own = unit % max(length, 1u);");
+            build.line("let g = unit / max(length, 1u); let own = unit % max(length, 1u);");
             build.line(format!("if g >= {rows_text} {{ return; }}"));
             build.line(format!("let v = {};", value("own")));
             build.line("var place = 0u;");
