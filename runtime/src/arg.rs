@@ -32,7 +32,7 @@ impl State {
     pub fn len(&self) -> usize {
         match self {
             State::Host(bytes) => bytes.len(),
-            State::Device(state) => state.len(),
+            State::Device(state) => state.bytes(),
         }
     }
 

@@ -543,7 +543,7 @@ pub struct DeviceState {
 
 impl DeviceState {
     /// Bytes of the buffer.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.buffer.size() as usize
     }
 
