@@ -1,10 +1,13 @@
 //! The GPU against the reference interpreter and the CPU, on whatever Vulkan driver there is.
 
+#[path = "../../llm/tests/common/mod.rs"]
+mod common;
 #[path = "../../passes/tests/common/graphs.rs"]
 mod graphs;
 mod hybrid;
 mod models;
 mod ops;
+mod real;
 mod support;
 #[path = "../../llm/tests/common/tiny.rs"]
 mod tiny;

@@ -33,7 +33,7 @@ fn best(logits: &[f32]) -> (usize, f32) {
 
 /// Goes on greedily for some steps, both fed what the CPU chose.
 #[track_caller]
-fn compare(mut contexts: [Context; 2], prompt: &[u32], steps: usize, least: f64) {
+pub fn compare(mut contexts: [Context; 2], prompt: &[u32], steps: usize, least: f64) {
     let [cpu, gpu] = &mut contexts;
     let mut a = cpu.prefill(prompt).unwrap().to_vec();
     let mut b = gpu.prefill(prompt).unwrap().to_vec();

@@ -1,0 +1,39 @@
+//! Real language models for 64 steps: the GPU, and half of the layers on it, beside the CPU.
+
+use std::path::Path;
+
+use aether_llm::engine::{Context, LoadOptions, Model};
+use aether_llm::tokenizer::EncodeOptions;
+use aether_runtime::Placement;
+
+use super::common;
+use super::models::compare;
+use super::support::gpu;
+
+const PROMPT: &[u8] = b"The history of computing is the history of";
+
+fn steps(path: &Path, placements: &[Placement]) {
+    let base = LoadOptions { context: 128, batch: 64, ..LoadOptions::default() };
+    for placement in placements {
+        let contexts = [None, Some(gpu())].map(|gpu| {
+            let options = LoadOptions { gpu, placement: placement.clone(), ..base.clone() };
+            Context::new(&Model::load(path, &options).unwrap()).unwrap()
+        });
+        let tokenizer = contexts[0].model().tokenizer();
+        let prompt = tokenizer.encode(PROMPT, EncodeOptions::PROMPT).unwrap();
+        compare(contexts, &prompt, 64, 0.999);
+    }
+}
+
+#[test]
+fn the_default_model() {
+    let half = Placement::LastCalls(15);
+    steps(&common::default_model(), &[Placement::Whole, half]);
+}
+
+#[test]
+fn a_larger_model_if_the_cache_folder_has_it() {
+    if let Some(path) = common::cached_model("qwen2.5-coder-0.5b") {
+        steps(&path, &[Placement::Whole]);
+    }
+}
