@@ -175,6 +175,9 @@ impl Attention {
         let (known, range) = self.range(&tokens, &past);
         let qw = if self.width(d) == 1 { "f32" } else { "vec4<f32>" };
         let qn = if self.width(d) == 1 { d } else { d / 4 };
+        let taken = 4 * g * (d + KEYS + 17);
+        let left = (site.adapter.workgroup_bytes as usize).saturating_sub(taken);
+        let at_once = (left / (KEYS * quads * 4 * width.min(4))).clamp(1, g);
         let mut t = format!(
             "var<workgroup> qs: array<{qw}, {}>;
 var<workgroup> ps: array<f32, {}>;
@@ -199,7 +202,7 @@ let key_side = tid / {lanes}u;
             g * qn,
             g * KEYS,
             16 * g,
-            g * KEYS * quads,
+            at_once * KEYS * quads,
             self.heads / self.kv_heads,
             parts * 32 - 1,
             parts * 32,
@@ -303,61 +306,69 @@ for (var j0 = key_side; j0 < count; j0 += {}u) {{
             t.push_str("}\n");
         }
         t.push_str("}\n}\n}\n");
-        // The sums of the keys that went side by side: those of all heads at once, each vector of
-        // a result by one invocation.
+        // The sums of the keys that went side by side, of as many heads at once as workgroup memory
+        // holds: each vector of a result by one invocation.
         t.push_str("workgroupBarrier();\n");
         for h in 0..g {
             let _ = writeln!(t, "ps[{}u + tid] = weight_{h};", h * KEYS);
-            for i in 0..quads {
-                let _ = writeln!(t, "sums[{}u + tid] = acc_{h}_{i};", (h * quads + i) * KEYS);
-            }
-        }
-        for h in 0..g {
             let _ = writeln!(t, "if tid == {h}u {{ top[{h}u] = most_{h}; }}");
         }
-        let _ = write!(
-            t,
-            "workgroupBarrier();
+        let each = width.min(4);
+        let out = &out.name;
+        for first in (0..g).step_by(at_once) {
+            let heads = at_once.min(g - first);
+            if first > 0 {
+                t.push_str("workgroupBarrier();\n");
+            }
+            for h in 0..heads {
+                for i in 0..quads {
+                    let (at, own) = ((h * quads + i) * KEYS, first + h);
+                    let _ = writeln!(t, "sums[{at}u + tid] = acc_{own}_{i};");
+                }
+            }
+            let _ = write!(
+                t,
+                "workgroupBarrier();
 for (var i = tid; i < {all}u; i += {KEYS}u) {{
-    let h = i / {per_head}u;
+    let own = i / {per_head}u;
+    let h = {first}u + own;
     let quad = i / {lanes}u % {quads}u;
     let l = i % {lanes}u;
     var weight = 0.0;
     var sum = {vector}();
     for (var j = 0u; j < {side}u; j += 1u) {{
         weight += ps[h * {KEYS}u + j * {lanes}u + l];
-        sum += sums[(h * {quads}u + quad) * {KEYS}u + j * {lanes}u + l];
+        sum += sums[(own * {quads}u + quad) * {KEYS}u + j * {lanes}u + l];
     }}
-    let row = token * {heads}u + head0 + h;
+    let row = token * {all_heads}u + head0 + h;
 ",
-            all = g * lanes * quads,
-            per_head = lanes * quads,
-            heads = self.heads,
-        );
-        let each = width.min(4);
-        let out = &out.name;
-        let (base, scale) = if parts == 1 {
-            (format!("row * {dv}u"), " / weight")
-        } else {
-            let stride = dv + 2;
-            let _ = write!(
-                t,
-                "    let start = (row * {parts}u + id.y) * {stride}u;
+                all = heads * lanes * quads,
+                per_head = lanes * quads,
+                all_heads = self.heads,
+            );
+            let (base, scale) = if parts == 1 {
+                (format!("row * {dv}u"), " / weight")
+            } else {
+                let stride = dv + 2;
+                let _ = write!(
+                    t,
+                    "    let start = (row * {parts}u + id.y) * {stride}u;
     if l == 0u && quad == 0u {{
         {out}[start + {dv}u] = top[h];
         {out}[start + {}u] = weight;
     }}
 ",
-                dv + 1,
-            );
-            ("start".to_owned(), "")
-        };
-        let _ = writeln!(t, "    let base = {base} + l * {width}u + quad * {each}u;");
-        for e in 0..each {
-            let part = if width == 1 { String::new() } else { format!("[{e}]") };
-            let _ = writeln!(t, "    {out}[base + {e}u] = sum{part}{scale};");
+                    dv + 1,
+                );
+                ("start".to_owned(), "")
+            };
+            let _ = writeln!(t, "    let base = {base} + l * {width}u + quad * {each}u;");
+            for e in 0..each {
+                let part = if width == 1 { String::new() } else { format!("[{e}]") };
+                let _ = writeln!(t, "    {out}[base + {e}u] = sum{part}{scale};");
+            }
+            t.push_str("}\n");
         }
-        t.push_str("}\n");
         t.push_str("}\n");
         source.push(&t);
         source.launch([
