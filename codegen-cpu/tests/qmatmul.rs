@@ -194,6 +194,31 @@ fn every_type_on_every_instruction_set() {
 }
 
 #[test]
+fn a_token_has_the_same_bits_in_any_company() {
+    let mut rng = fastrand::Rng::with_seed(4);
+    let (rows, cols, tokens) = (40, 768, 85);
+    for dtype in DType::quantized() {
+        let w = Weights::random(dtype, rows, cols, &mut rng);
+        let x = random_rows(tokens, cols, &mut rng);
+        for isa in Isa::available() {
+            let product = |x: &[f32], tokens: usize| {
+                let data = quantize(x, tokens, cols, scaling(dtype));
+                let acts = QActs::new(&data, tokens, cols, scaling(dtype)).unwrap();
+                let mut out = vec![f32::NAN; tokens * rows];
+                qmatmul_into(isa, &w.view(), &acts, &mut out).unwrap();
+                out
+            };
+            let whole = product(&x, tokens);
+            for n in [1, 2, 3, 4, 5, 7, 8, 16, 33] {
+                let part = product(&x[..n * cols], n);
+                let same = part.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{dtype} {isa}: {n} tokens alone and with {tokens}");
+            }
+        }
+    }
+}
+
+#[test]
 fn packed_rows_decode_to_the_same_bits() {
     let mut rng = fastrand::Rng::with_seed(2);
     for dtype in DType::quantized() {

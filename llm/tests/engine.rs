@@ -77,9 +77,10 @@ fn distance(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     pairs().map(|(g, w)| (g - w).abs()).fold(0.0, f64::max) / rms
 }
 
-/// Products with weights in blocks of 256 round their sums differently from eight tokens on, and a
-/// sum on the edge of two 8-bit activations then comes to lie on the other side.
-const WIDTH_TOLERANCE: f64 = 0.05;
+/// A token that goes alone takes another kernel of attention, whose sums round differently. Where
+/// that moves an activation over the edge between two 8-bit numbers, a whole step of the largest of
+/// 256 activations comes in.
+const EDGE_TOLERANCE: f64 = 0.05;
 /// Floats differ by the rounding of f32 sums and of the f16 cache.
 const FLOAT_TOLERANCE: f64 = 0.01;
 /// Quantised products round activations to 8 bits per 32 elements as well.
@@ -128,8 +129,9 @@ fn passes_change_nothing_but_rounding() {
 
 #[test]
 fn batches_and_single_tokens_agree() {
-    for (tiny, tolerance) in
-        [(Tiny::llama(FLOATS), FLOAT_TOLERANCE), (Tiny::qwen2(QUANTIZED), WIDTH_TOLERANCE)]
+    let tolerance = FLOAT_TOLERANCE;
+    for (tiny, alone) in
+        [(Tiny::llama(FLOATS), FLOAT_TOLERANCE), (Tiny::qwen2(QUANTIZED), EDGE_TOLERANCE)]
     {
         let tokens: Vec<u32> = (0..70).map(|i| (i * 37 + 5) % 256).collect();
         let whole = load(&tiny, &LoadOptions { batch: 96, rows: 96, ..options() });
@@ -143,7 +145,7 @@ fn batches_and_single_tokens_agree() {
         let singly: Vec<Vec<f32>> =
             tokens.iter().map(|&t| context.decode(t).unwrap().to_vec()).collect();
         let far = distance(&singly, &want);
-        assert!(far < tolerance, "singly: {far}");
+        assert!(far < alone, "singly: {far}");
         assert_eq!(context.n_past(), tokens.len());
         // The last row, after a reset and in two parts of several batches.
         context.reset();

@@ -76,6 +76,22 @@ macro_rules! for_tokens {
     };
 }
 
+/// Repeats the body for groups of `$n` tokens from `$t` on, as many as there are chains that run
+/// side by side; fewer where the tile is narrower.
+macro_rules! in_chains {
+    ($lanes:ident, $width:ident, $t:ident, $n:ident => $body:block) => {
+        for_tokens!($width, $t => {
+            match if $width < $lanes::CHAINS { $width } else { $lanes::CHAINS } {
+                n if !$t.is_multiple_of(n) => {}
+                1 => { const $n: usize = 1; $body }
+                2 => { const $n: usize = 2; $body }
+                3 => { const $n: usize = 3; $body }
+                _ => { const $n: usize = 4; $body }
+            }
+        })
+    };
+}
+
 /// The body of every [`Tile`].
 ///
 /// # Safety
@@ -176,24 +192,42 @@ unsafe fn one_tile<S: Lanes, Q: Format, const W: usize>(
         let mut scales = Scales::<S> { scale: [zero; 16], min: [zero; 16] };
         for _ in 0..positions {
             Q::scales::<S>(w, &mut scales);
-            if W <= SPAN_TOKENS && Q::SPAN > 1 {
-                for s in 0..Q::BLOCKS / Q::SPAN {
-                    span::<S, Q, W>(w, s, act, step, &scales, &mut acc);
-                    act = act.add(Q::SPAN * step);
+            if Q::BLOCKS > 1 {
+                // As in `positions_once`: a token's sums are the same bits in a tile of any width.
+                let mut sums = [zero; W];
+                if W <= SPAN_TOKENS && Q::SPAN > 1 {
+                    for s in 0..Q::BLOCKS / Q::SPAN {
+                        span::<S, Q, W>(w, s, act, step, &scales, &mut sums);
+                        act = act.add(Q::SPAN * step);
+                    }
+                } else {
+                    for b in 0..Q::BLOCKS {
+                        let codes = Q::codes::<S>(w, b);
+                        in_chains!(S, W, t, N => {
+                            fence();
+                            let old = std::array::from_fn(|n| Some(sums[t + n]));
+                            let token = act.add(t * BLOCK_BYTES);
+                            let new = dots::<S, Q, N>(&codes, token, &scales, b, old);
+                            sums[t..t + N].copy_from_slice(&new);
+                        });
+                        act = act.add(step);
+                    }
                 }
-                w = w.add(Q::BYTES);
-                continue;
-            }
-            for b in 0..Q::BLOCKS {
-                let codes = Q::codes::<S>(w, b);
+                // The scales stand in the records of every block; the last ones were just read.
+                let last = act.sub(step);
                 for_tokens!(W, t => {
-                    let tokens = act.add(t * BLOCK_BYTES);
-                    match if W < S::CHAINS { W } else { S::CHAINS } {
-                        n if !t.is_multiple_of(n) => {}
-                        1 => add::<S, Q, 1, W>(&codes, tokens, &scales, b, &mut acc, t),
-                        2 => add::<S, Q, 2, W>(&codes, tokens, &scales, b, &mut acc, t),
-                        3 => add::<S, Q, 3, W>(&codes, tokens, &scales, b, &mut acc, t),
-                        _ => add::<S, Q, 4, W>(&codes, tokens, &scales, b, &mut acc, t),
+                    let d = S::splat(last.add(t * BLOCK_BYTES + D).cast());
+                    acc[t] = S::fma(sums[t], d, acc[t]);
+                });
+            } else {
+                let codes = Q::codes::<S>(w, 0);
+                in_chains!(S, W, t, N => {
+                    fence();
+                    let token = act.add(t * BLOCK_BYTES);
+                    let sums = dots::<S, Q, N>(&codes, token, &scales, 0, [None; N]);
+                    for n in 0..N {
+                        let d = S::splat(token.add(n * BLOCK_BYTES + D).cast());
+                        acc[t + n] = S::fma(sums[n], d, acc[t + n]);
                     }
                 });
                 act = act.add(step);
@@ -206,8 +240,9 @@ unsafe fn one_tile<S: Lanes, Q: Format, const W: usize>(
     }
 }
 
-/// Adds the products of span `s`, blocks whose codes share bytes, with all tokens of a narrow tile.
-/// Each vector is read once and the chains of all blocks and tokens run side by side.
+/// Adds the products of span `s`, blocks whose codes share bytes, with all tokens of a narrow tile,
+/// scaled by all but the tokens' scales. Each vector is read once and the chains of all blocks and
+/// tokens run side by side; the sums are added in the order of the blocks.
 ///
 /// # Safety
 /// As [`tile`]; `act` points to the records of the span's first block.
@@ -218,71 +253,39 @@ unsafe fn span<S: Lanes, Q: Format, const W: usize>(
     act: *const u8,
     step: usize,
     scales: &Scales<S>,
-    acc: &mut [S::F; W],
+    sums: &mut [S::F; W],
 ) {
     // SAFETY: the caller's promise; all reads are within the position and the records.
     unsafe {
         let token = |i: usize, t: usize| act.add(i * step + t * BLOCK_BYTES);
-        let mut sums = [[S::zero_f(); W]; MAX_SPAN];
-        let mut ints = [[S::zero_i(); W]; MAX_SPAN];
-        for h in 0..2 {
-            if Q::HALVES || h == 0 {
-                for (i, ints) in ints.iter_mut().enumerate().take(Q::SPAN) {
+        let runs = if Q::HALVES { 2 } else { 1 };
+        let mut ints = [[[S::zero_i(); W]; MAX_SPAN]; 2];
+        for g in 0..8usize {
+            let h = if Q::HALVES { g / 4 } else { 0 };
+            if g.is_multiple_of(8 / runs) {
+                for (i, ints) in ints[h].iter_mut().enumerate().take(Q::SPAN) {
                     for (t, int) in ints.iter_mut().enumerate() {
                         *int = start::<S, Q>(token(i, t), h);
                     }
                 }
             }
-            for g in 4 * h..4 * h + 4 {
-                // Loads stay in the order of memory: scrambled, they are no stream that the machine
-                // recognises and reads ahead (q6_k then decodes at a quarter of the speed).
-                fence();
-                let codes = Q::span::<S>(w, s, g);
-                for (i, (ints, code)) in ints.iter_mut().zip(codes).enumerate().take(Q::SPAN) {
-                    for (t, int) in ints.iter_mut().enumerate() {
-                        *int = dot::<S, Q>(*int, code, token(i, t).add(4 * g).cast());
-                    }
-                }
-            }
-            if Q::HALVES || h == 1 {
-                let h = if Q::HALVES { h } else { 0 };
-                for (i, (ints, sums)) in ints.iter().zip(&mut sums).enumerate().take(Q::SPAN) {
-                    for (t, (int, sum)) in ints.iter().zip(sums).enumerate() {
-                        let b = Q::SPAN * s + i;
-                        let before = (h > 0).then_some(*sum);
-                        *sum = scaled::<S, Q>(*int, token(i, t), scales, b, h, before);
-                    }
+            // Loads stay in the order of memory: scrambled, they are no stream that the machine
+            // recognises and reads ahead (q6_k then decodes at a quarter of the speed).
+            fence();
+            let codes = Q::span::<S>(w, s, g);
+            for (i, (ints, code)) in ints[h].iter_mut().zip(codes).enumerate().take(Q::SPAN) {
+                for (t, int) in ints.iter_mut().enumerate() {
+                    *int = dot::<S, Q>(*int, code, token(i, t).add(4 * g).cast());
                 }
             }
         }
-        for (i, sums) in sums.iter().enumerate().take(Q::SPAN) {
-            for (t, (sum, acc)) in sums.iter().zip(&mut *acc).enumerate() {
-                *acc = S::fma(*sum, S::splat(token(i, t).add(D).cast()), *acc);
+        for i in 0..Q::SPAN {
+            for (h, ints) in ints.iter().enumerate().take(runs) {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let b = Q::SPAN * s + i;
+                    *sum = scaled::<S, Q>(ints[i][t], token(i, t), scales, b, h, Some(*sum));
+                }
             }
-        }
-    }
-}
-
-/// Adds the products of one block with `N` tokens from token `t` on to their sums.
-///
-/// # Safety
-/// As [`dots`]; `t + N <= W`.
-#[inline(always)]
-unsafe fn add<S: Lanes, Q: Format, const N: usize, const W: usize>(
-    codes: &[S::C; 8],
-    tokens: *const u8,
-    scales: &Scales<S>,
-    b: usize,
-    acc: &mut [S::F; W],
-    t: usize,
-) {
-    fence();
-    // SAFETY: the caller's promise.
-    unsafe {
-        let sums = dots::<S, Q, N>(codes, tokens, scales, b, [None; N]);
-        for n in 0..N {
-            let d = S::splat(tokens.add(n * BLOCK_BYTES + D).cast());
-            acc[t + n] = S::fma(sums[n], d, acc[t + n]);
         }
     }
 }
