@@ -88,44 +88,15 @@ impl Target for CpuTarget {
         results: &[&TensorType],
         sizes: &dyn Fn(&str) -> u64,
     ) -> Cost {
-        let bytes = |ty: &TensorType| ty.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64;
-        let numel = |ty: &TensorType| {
-            ty.shape
-                .0
-                .iter()
-                .map(|d| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64)
-                .product::<f64>()
-        };
-        let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
-        if free || matches!(op, Op::StopGradient | Op::Barrier | Op::Transfer) {
-            return Cost::default();
-        }
-        let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
-        let out: f64 = results.iter().map(|ty| numel(ty)).sum();
-        let last = |ty: &TensorType| {
-            ty.shape.0.last().and_then(|d| d.eval(|s| Some(sizes(s)))).unwrap_or(1) as f64
-        };
-        let flops = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => {
-                out * operands.first().map_or(1.0, |x| last(x))
-            }
-            Op::MatmulGated => 2.0 * out * operands.first().map_or(1.0, |x| last(x)),
-            // Every result reads a kernel's channels: the weights but for their output channels.
-            Op::Conv => {
-                let channels = |w: &TensorType| {
-                    w.shape.0[0].eval(|s| Some(sizes(s))).unwrap_or(1).max(1) as f64
-                };
-                out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
-            }
-            _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
-        };
+        let mut cost = Cost::of(op, operands, results, sizes);
         // A product prepares its left operand in a step of its own.
-        let launches = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulAct => 2.0,
-            Op::MatmulMulti | Op::MatmulGated => 2.0,
-            _ => 1.0,
-        };
-        Cost { bytes: moved, flops, launches }
+        if matches!(
+            op,
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti | Op::MatmulGated
+        ) {
+            cost.launches += 1.0;
+        }
+        cost
     }
 
     fn seconds(&self, cost: &Cost) -> f64 {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use aether_ir::tensor::{ConcreteType, EvalCtx};
-use aether_ir::{ConstSource, Func, Layout, Module, Op, Tensor, TensorType, ValueId};
+use aether_ir::load::{self, LoadError};
+use aether_ir::{ConstSource, Func, Layout, Module, Op, TensorType, ValueId};
 
 use crate::error::CompileError;
 use crate::program::buffer_bytes;
@@ -112,49 +112,15 @@ pub fn recipe(
             }
         }
         _ => {
-            let tensor = evaluate(module, source, func, definitions, value, 0)?;
+            let mut constant = |name: &Arc<str>| raw(module, source, name);
+            let tensor = load::evaluate(func, definitions, value, &mut constant);
+            let tensor = tensor.map_err(|e| match e {
+                LoadError::Constant(e) => e,
+                LoadError::Op { op, message } => {
+                    CompileError::Unsupported { func: func.name.clone(), op, message }
+                }
+            })?;
             Ok(Recipe::Bytes(tensor.bytes().as_ref().into()))
         }
     }
-}
-
-/// A load-time value by its reference meaning.
-fn evaluate(
-    module: &Module,
-    source: &dyn ConstSource,
-    func: &Func,
-    definitions: &[Option<usize>],
-    value: ValueId,
-    depth: usize,
-) -> Result<Tensor, CompileError> {
-    let ty = func.ty(value);
-    let index = definitions[value.index()].filter(|_| depth < 1000);
-    let op = index.map_or(Op::Constant, |i| func.body[i].op);
-    let error =
-        |message: String| CompileError::Unsupported { func: func.name.clone(), op, message };
-    let inst = &func.body[index.ok_or_else(|| error("is no load-time value".to_owned()))?];
-    if inst.op == Op::Constant {
-        let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
-        let bytes = raw(module, source, &name)?;
-        let concrete = concrete(ty).ok_or_else(|| error(format!("{ty} has unknown size")))?;
-        return Tensor::new(concrete, bytes).map_err(|e| error(e.to_string()));
-    }
-    let operands: Vec<Tensor> = inst
-        .inputs()
-        .map(|v| evaluate(module, source, func, definitions, v, depth + 1))
-        .collect::<Result<_, _>>()?;
-    let results: Option<Vec<ConcreteType>> =
-        inst.results.iter().map(|&r| concrete(func.ty(r))).collect();
-    let results = results.ok_or_else(|| error("has a result of unknown size".to_owned()))?;
-    let operands: Vec<&Tensor> = operands.iter().collect();
-    let eval = inst.op.info().eval.ok_or_else(|| error("cannot run at load".to_owned()))?;
-    let ctx = EvalCtx { operands: &operands, attrs: &inst.attrs, results: &results };
-    let values = eval(&ctx).map_err(|e| error(e.to_string()))?;
-    let position = inst.results.iter().position(|&r| r == value).unwrap_or(0);
-    values.into_iter().nth(position).ok_or_else(|| error("gave no result".to_owned()))
-}
-
-fn concrete(ty: &TensorType) -> Option<ConcreteType> {
-    let shape = ty.shape.as_const()?.into_iter().map(|d| d as usize).collect();
-    Some(ConcreteType { dtype: ty.dtype, shape, layout: ty.layout })
 }

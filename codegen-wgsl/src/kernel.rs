@@ -58,6 +58,8 @@ pub enum Bind {
         offset: u64,
         bytes: u64,
     },
+    /// Where a shader says what it ran into ([`crate::Fault`]).
+    Status,
 }
 
 /// Workgroups along an axis: `ceil(count / per)`.

@@ -6,7 +6,7 @@ use aether_ir::{DType, Func, Inst, Layout, Op, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
 
 use crate::adapter::Adapter;
-use crate::lower::{attention, product};
+use crate::lower::{attention, order, product};
 
 /// Device memory bytes per second that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 2e12;
@@ -81,27 +81,7 @@ impl Target for GpuTarget {
         results: &[&TensorType],
         sizes: &dyn Fn(&str) -> u64,
     ) -> Cost {
-        let bytes = |ty: &TensorType| ty.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64;
-        let length = |d: &aether_ir::Dim| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64;
-        let numel = |ty: &TensorType| ty.shape.0.iter().map(length).product::<f64>();
-        let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
-        if free || matches!(op, Op::StopGradient | Op::Barrier | Op::Transfer) {
-            return Cost::default();
-        }
-        let out: f64 = results.iter().map(|ty| numel(ty)).sum();
-        let depth = operands.first().and_then(|x| x.shape.0.last()).map_or(1.0, length);
-        let flops = match op {
-            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => out * depth,
-            Op::NormMatmulMulti => out * depth,
-            Op::MatmulGated | Op::NormMatmulGated => 2.0 * out * depth,
-            Op::Conv => {
-                let channels = |w: &TensorType| w.shape.0.first().map_or(1.0, length).max(1.0);
-                out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
-            }
-            _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
-        };
-        let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
-        Cost { bytes: moved, flops, launches: 1.0 }
+        Cost::of(op, operands, results, sizes)
     }
 
     fn seconds(&self, cost: &Cost) -> f64 {
@@ -127,6 +107,11 @@ impl Target for GpuTarget {
                 let results: Vec<&TensorType> = inst.results.iter().map(|&v| func.ty(v)).collect();
                 product::scratch_bytes(inst, &operands, &results, symbols, &self.adapter)
             }
+            Op::Argmax | Op::TopK => inst
+                .inputs()
+                .next()
+                .and_then(|x| order::template(inst, func.ty(x), symbols))
+                .map_or(0, |pick| pick.scratch_bytes()),
             Op::Attention => {
                 let operands: Vec<&TensorType> = inst.inputs().map(|v| func.ty(v)).collect();
                 attention::template(inst, &operands, symbols)

@@ -7,6 +7,7 @@ pub mod dim;
 pub mod dtype;
 pub mod fusion;
 pub mod interp;
+pub mod load;
 pub mod module;
 pub mod op;
 pub mod plan;

@@ -5,7 +5,7 @@
 use indexmap::IndexMap;
 
 use crate::attr::Attrs;
-use crate::dim::{Symbol, SymbolRange};
+use crate::dim::{Dim, Symbol, SymbolRange};
 use crate::module::{Func, Inst};
 use crate::op::Op;
 use crate::types::{Layout, TensorType};
@@ -19,6 +19,41 @@ pub struct Cost {
     pub flops: f64,
     /// Kernel launches or thread synchronisations.
     pub launches: f64,
+}
+
+impl Cost {
+    /// What an op moves and multiplies whatever the target: operands are read once and results
+    /// written once, products multiply as deep as their left operand is long. Constants, and what
+    /// moves nothing, cost nothing. Launches are one; symbols count with their value in `sizes`.
+    pub fn of(
+        op: Op,
+        operands: &[&TensorType],
+        results: &[&TensorType],
+        sizes: &dyn Fn(&str) -> u64,
+    ) -> Cost {
+        let bytes = |ty: &TensorType| ty.bytes(|s| Some(sizes(s))).unwrap_or(0) as f64;
+        let length = |d: &Dim| d.eval(|s| Some(sizes(s))).unwrap_or(1) as f64;
+        let numel = |ty: &TensorType| ty.shape.0.iter().map(length).product::<f64>();
+        let free = matches!(op, Op::Constant | Op::Pack | Op::Reshape | Op::Splat | Op::Iota);
+        if free || matches!(op, Op::StopGradient | Op::Barrier | Op::Transfer) {
+            return Cost::default();
+        }
+        let out: f64 = results.iter().map(|ty| numel(ty)).sum();
+        let depth = operands.first().and_then(|x| x.shape.0.last()).map_or(1.0, length);
+        let flops = match op {
+            Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => out * depth,
+            Op::NormMatmulMulti => out * depth,
+            Op::MatmulGated | Op::NormMatmulGated => 2.0 * out * depth,
+            // Every result reads a kernel's channels: the weights but for their output channels.
+            Op::Conv => {
+                let channels = |w: &TensorType| w.shape.0.first().map_or(1.0, length).max(1.0);
+                out * operands.get(1).map_or(1.0, |w| numel(w) / channels(w))
+            }
+            _ => operands.iter().map(|ty| numel(ty)).sum::<f64>().max(out),
+        };
+        let moved = operands.iter().chain(results).map(|ty| bytes(ty)).sum();
+        Cost { bytes: moved, flops, launches: 1.0 }
+    }
 }
 
 /// A target as the passes see it.

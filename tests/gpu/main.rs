@@ -7,6 +7,8 @@ mod graphs;
 mod hybrid;
 mod models;
 mod ops;
+#[path = "../../ir/tests/oracle/mod.rs"]
+mod oracle;
 mod real;
 mod support;
 #[path = "../../llm/tests/common/tiny.rs"]

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aether_ir::plan::{FuncPlan, Storage};
-use aether_ir::tensor::ConcreteType;
-use aether_ir::{Const, DType, Func, Inst, Layout, Module, Op, Tensor, TensorType, ValueId};
+use aether_ir::load::{LoadError, evaluate, read_at_run};
+use aether_ir::plan::FuncPlan;
+use aether_ir::{Const, DType, Func, Inst, Layout, Module, Op, Tensor, ValueId};
 
 use super::{Cache, CompileError, CompileOptions};
 use crate::kernels::packed;
@@ -99,26 +99,8 @@ impl<'a> Loader<'a> {
         locs: &mut [Option<Loc>],
     ) -> Result<(), CompileError> {
         let definitions = func.definitions();
-        let is_const = |v: ValueId| matches!(plan.storage[v.index()], Storage::Const);
-        let mut wanted = vec![false; func.values.len()];
-        for inst in &func.body {
-            let at_load = !inst.results.is_empty() && inst.results.iter().all(|&r| is_const(r));
-            if !at_load {
-                inst.inputs().filter(|&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
-            }
-        }
-        func.returns.iter().filter(|&&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
-        // An alias of a constant (a reshape) makes the constant wanted too.
-        for i in 0..func.values.len() {
-            let root = plan.root(ValueId(i as u32));
-            if root.index() != i && is_const(root) {
-                wanted[root.index()] = true;
-            }
-        }
-        for (i, wanted) in wanted.iter().enumerate() {
-            if *wanted {
-                locs[i] = Some(self.value(func, &definitions, ValueId(i as u32))?);
-            }
+        for v in read_at_run(func, plan) {
+            locs[v.index()] = Some(self.value(func, &definitions, v)?);
         }
         Ok(())
     }
@@ -136,7 +118,7 @@ impl<'a> Loader<'a> {
             }
             Some(inst) if inst.op == Op::Pack => self.pack(func, definitions, inst),
             _ => {
-                let tensor = self.evaluate(func, definitions, value, 0)?;
+                let tensor = self.evaluate(func, definitions, value)?;
                 Ok(self.keep_tensor(&tensor))
             }
         }
@@ -252,45 +234,21 @@ impl<'a> Loader<'a> {
         Ok(loc)
     }
 
-    /// A load-time value by the reference interpreter.
+    /// A load-time value by its reference meaning.
     fn evaluate(
         &mut self,
         func: &Func,
         definitions: &[Option<usize>],
         value: ValueId,
-        depth: usize,
     ) -> Result<Tensor, CompileError> {
-        let ty = func.ty(value);
-        let op = definitions[value.index()].map(|i| func.body[i].op).unwrap_or(Op::Constant);
-        let error = |message: String| CompileError::Op { func: func.name.clone(), op, message };
-        let index = definitions[value.index()]
-            .filter(|_| depth < 1000)
-            .ok_or_else(|| error("is no load-time value".to_owned()))?;
-        let inst = &func.body[index];
-        if inst.op == Op::Constant {
-            let name = inst.symbol.clone().unwrap_or_else(|| Arc::from(""));
-            let bytes = self.raw(&name)?;
-            let concrete = concrete(ty).ok_or_else(|| error(format!("{ty} has unknown size")))?;
-            let bytes = bytes.get().unwrap_or_default().to_vec();
-            return Tensor::new(concrete, bytes).map_err(|e| error(e.to_string()));
-        }
-        let mut operands = Vec::with_capacity(inst.operands.len());
-        for v in inst.inputs() {
-            operands.push(self.evaluate(func, definitions, v, depth + 1)?);
-        }
-        let results: Option<Vec<ConcreteType>> =
-            inst.results.iter().map(|&r| concrete(func.ty(r))).collect();
-        let results = results.ok_or_else(|| error("has a result of unknown size".to_owned()))?;
-        let eval = inst.op.info().eval.ok_or_else(|| error("cannot run at load".to_owned()))?;
-        let operands: Vec<&Tensor> = operands.iter().collect();
-        let ctx = aether_ir::tensor::EvalCtx {
-            operands: &operands,
-            attrs: &inst.attrs,
-            results: &results,
-        };
-        let values = eval(&ctx).map_err(|e| error(e.to_string()))?;
-        let position = inst.results.iter().position(|&r| r == value).unwrap_or(0);
-        values.into_iter().nth(position).ok_or_else(|| error("gave no result".to_owned()))
+        let mut constant =
+            |name: &Arc<str>| Ok(self.raw(name)?.get().unwrap_or_default().to_vec().into());
+        evaluate(func, definitions, value, &mut constant).map_err(|e| match e {
+            LoadError::Constant(e) => e,
+            LoadError::Op { op, message } => {
+                CompileError::Op { func: func.name.clone(), op, message }
+            }
+        })
     }
 }
 
@@ -319,9 +277,4 @@ fn pack_slice(
             Err(_) => Err("a packing thread panicked".to_owned()),
         })
     })
-}
-
-fn concrete(ty: &TensorType) -> Option<ConcreteType> {
-    let shape = ty.shape.as_const()?.into_iter().map(|d| d as usize).collect();
-    Some(ConcreteType { dtype: ty.dtype, shape, layout: ty.layout })
 }

@@ -4,16 +4,15 @@ use aether_codegen_wgsl::kernel::Launch;
 use aether_codegen_wgsl::templates::attention::Attention;
 use aether_codegen_wgsl::templates::pick::Pick;
 use aether_codegen_wgsl::templates::product::{Addend, Product};
-use aether_codegen_wgsl::templates::rope::{Positions, RotateAppend, Rotation, Rows};
 use aether_codegen_wgsl::templates::{Operand, Site};
-use aether_ir::{Attrs, DType, Dim, Symbol};
+use aether_ir::{DType, Dim, Symbol};
 use indexmap::IndexSet;
 
 use crate::harness::{Buffers, groups};
 use crate::{Bench, Matrix, Ready, bytes_of};
 
 impl Bench {
-    /// Steps of a 7B LLaMA: products alone, then with all else that a layer does.
+    /// Steps of a 7B LLaMA: products alone, then with attention and the choice of a token.
     pub fn decode(&mut self) {
         let (layers, width, ff, kv, vocab, past) = if self.small {
             (2, 512, 1024, 128, 1000, 40)
@@ -49,20 +48,6 @@ impl Bench {
         let up = Product { norm: eps, ..self.plain(&[&matrices[4], &matrices[5]], 1, true) };
         let down = Product { addends, ..self.plain(&[&matrices[6]], 1, false) };
         let logits = Product { norm: eps, ..self.plain(&[&head], 1, false) };
-        let attrs =
-            Attrs::new().with("mode", "norm").with("theta", 10000.0).with("n_dims", d as i64);
-        let rotation = Some(Rotation::new(&attrs, &[]));
-        let cache = Some((context, DType::F16));
-        let rope = RotateAppend {
-            tokens: Dim::new(1),
-            most_tokens: 1,
-            positions: Positions::First,
-            rows: vec![
-                Rows { heads, d, rotation: rotation.clone(), cache: None },
-                Rows { heads: kv / d, d, rotation, cache },
-                Rows { heads: kv / d, d, rotation: None, cache },
-            ],
-        };
         let attention = Attention {
             heads,
             kv_heads: kv / d,
@@ -84,8 +69,8 @@ impl Bench {
         let ops = Self::operands(6);
         let vector = |n: usize| self.gpu.buffer(n as u64 * 4);
         let (h, h2) = (self.gpu.upload(&bytes_of(&vec![0.1; width])), vector(width));
-        let (q, k, v, qr, att, act) =
-            (vector(width), vector(kv), vector(kv), vector(width), vector(width), vector(ff));
+        let (q, k, v, att, act) =
+            (vector(width), vector(kv), vector(kv), vector(width), vector(ff));
         let norm = self.gpu.upload(&bytes_of(&vec![1.0; width]));
         let past = self.gpu.upload(&i32::to_le_bytes(past));
         let (out, token) = (vector(vocab), vector(1));
@@ -132,17 +117,8 @@ impl Bench {
                 site(&ops, &|s| qkv.launches(s)),
                 self.buffers(operands, &[&q, &k, &v], 0),
             );
-            let operands = of(&[&q, &k, &v, &past, &past]);
-            let mut rope_ops = ops.clone();
-            rope_ops[4] = rope_ops[3];
-            add(
-                self,
-                false,
-                site(&rope_ops, &|s| rope.launches(s)),
-                self.buffers(operands, &[&qr, &kc, &vc], 0),
-            );
             let scratch = attention.scratch_bytes(&adapter);
-            let operands = of(&[&qr, &kc, &vc, &past]);
+            let operands = of(&[&q, &kc, &vc, &past]);
             add(
                 self,
                 false,
@@ -175,7 +151,7 @@ impl Bench {
         add(self, false, site(&ops, &|s| pick.launches(s)), buffers);
         let all: Vec<&Ready> = pass.iter().map(|p| &p.1).collect();
         let products: Vec<&Ready> = pass.iter().filter(|p| p.0).map(|p| &p.1).collect();
-        for (what, chain) in [("products", products), ("whole step", all)] {
+        for (what, chain) in [("products", products), ("with attention", all)] {
             let seconds = self.time(&chain);
             println!(
                 "{what}: {} dispatches, {:.3} ms, {:.0} steps/s, {:.0} GB/s of weights",

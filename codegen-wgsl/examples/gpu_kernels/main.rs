@@ -49,14 +49,11 @@ struct Ready {
     size: [u32; 3],
 }
 
-fn main() {
+fn main() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let small = arguments.iter().any(|a| a == "--small");
     let only = arguments.iter().position(|a| a == "--only").and_then(|i| arguments.get(i + 1));
-    let gpu = match Gpu::open() {
-        Ok(gpu) => gpu,
-        Err(e) => return eprintln!("no adapter: {e}"),
-    };
+    let gpu = Gpu::open().map_err(|e| format!("no adapter: {e}"))?;
     println!("{}: {:?}", gpu.name, gpu.adapter);
     let mut bench = Bench { gpu, small, rng: fastrand::Rng::with_seed(1) };
     let start = Instant::now();
@@ -75,6 +72,7 @@ fn main() {
             part(&mut bench);
         }
     }
+    Ok(())
 }
 
 impl Bench {
@@ -256,6 +254,7 @@ impl Bench {
             results: results.iter().map(|b| (*b).clone()).collect(),
             scratch: self.gpu.buffer(scratch),
             symbols: self.gpu.buffer(256),
+            status: self.gpu.buffer(8),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aether_ir::{DType, Dim};
 
 use super::text;
-use super::{Lower, Site, View};
+use super::{Lower, STATUS, Site, View};
 use crate::error::CompileError;
 use crate::kernel::{Access, Groups, Needs, SYMBOLS, Shader};
 use crate::program::{Binding, Buffer, Step};
@@ -144,10 +144,8 @@ impl Build {
             wgsl.push_str(SYMBOLS);
         }
         if self.status {
-            let bytes = 8;
-            let binding = Binding { buffer: Buffer::Status, offset: 0, bytes };
             let words = Words::Atomic;
-            self.bound.push(Bound { binding, access: Access::ReadWrite, words });
+            self.bound.push(Bound { binding: STATUS, access: Access::ReadWrite, words });
         }
         for (i, b) in self.bound.iter().enumerate() {
             let access = match b.access {

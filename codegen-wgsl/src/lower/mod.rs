@@ -11,7 +11,7 @@ mod loops;
 mod matmul;
 mod movement;
 mod ops;
-mod order;
+pub(crate) mod order;
 pub(crate) mod product;
 mod random;
 mod reduce;
@@ -24,9 +24,9 @@ mod window;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aether_ir::fusion;
 use aether_ir::plan::{FuncPlan, MemoryPlan, Storage};
 use aether_ir::{ConstSource, DType, Dim, Func, Inst, Module, Op, Symbol, TensorType, ValueId};
+use aether_ir::{fusion, load};
 use indexmap::IndexSet;
 
 use crate::adapter::Adapter;
@@ -34,10 +34,14 @@ use crate::constants::{self, Constant};
 use crate::error::CompileError;
 use crate::kernel::{Access, Bind, Launch, MAX_SYMBOLS, Shader};
 use crate::program::{Binding, Buffer, GpuProgram, Step, buffer_bytes};
+use crate::templates::text::dim_text;
 use crate::templates::{Operand, Site as Template};
 
 /// Deepest nesting of calls.
 const MAX_CALL_DEPTH: usize = 64;
+
+/// The status buffer, whole.
+const STATUS: Binding = Binding { buffer: Buffer::Status, offset: 0, bytes: 8 };
 
 /// A value as kernels take it.
 #[derive(Clone, Debug)]
@@ -113,6 +117,7 @@ impl Site<'_> {
                 }
                 _ => self.unsupported("its scratch is not in the memory plan"),
             },
+            Bind::Status => Ok(STATUS),
         }
     }
 
@@ -280,24 +285,7 @@ impl<'a> Lower<'a> {
         locs: &mut [Option<Loc>],
     ) -> Result<(), CompileError> {
         let definitions = func.definitions();
-        let is_const = |v: ValueId| matches!(plan.storage[v.index()], Storage::Const);
-        let mut wanted = vec![false; func.values.len()];
-        for inst in &func.body {
-            let at_load = !inst.results.is_empty() && inst.results.iter().all(|&r| is_const(r));
-            if !at_load {
-                inst.inputs().filter(|&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
-            }
-        }
-        func.returns.iter().filter(|&&v| is_const(v)).for_each(|v| wanted[v.index()] = true);
-        // An alias of a constant (a reshape) makes the constant wanted too.
-        for i in 0..func.values.len() {
-            let root = plan.root(ValueId(i as u32));
-            if root.index() != i && is_const(root) {
-                wanted[root.index()] = true;
-            }
-        }
-        for i in (0..wanted.len()).filter(|&i| wanted[i]) {
-            let value = ValueId(i as u32);
+        for value in load::read_at_run(func, plan) {
             let recipe = constants::recipe(self.module, self.source, func, &definitions, value)?;
             let ty = func.ty(value).clone();
             let bytes = ty.bytes(|_| None).ok_or_else(|| CompileError::Size(ty.clone()))?;
@@ -312,7 +300,7 @@ impl<'a> Lower<'a> {
                 self.constants.push(Constant { ty, bytes, recipe });
                 self.named.extend(key.map(|key| (key, index)));
             }
-            locs[i] = Some(Loc { buffer: Buffer::Constant(index), offset: 0 });
+            locs[value.index()] = Some(Loc { buffer: Buffer::Constant(index), offset: 0 });
         }
         Ok(())
     }
@@ -442,9 +430,18 @@ impl<'a> Lower<'a> {
                 Template { adapter: &self.adapter, symbols: &self.symbols, operands: &operands };
             launches(&template)
         };
+        self.launch(site, launches, |bind| site.binding(bind))
+    }
+
+    /// Appends dispatches, each bound as `binding` says.
+    pub fn launch(
+        &mut self,
+        site: &Site,
+        launches: Vec<Launch>,
+        binding: impl Fn(Bind) -> Result<Binding, CompileError>,
+    ) -> Result<(), CompileError> {
         for Launch { shader, binds, groups } in launches {
-            let bindings =
-                binds.iter().map(|bind| site.binding(*bind)).collect::<Result<Vec<_>, _>>()?;
+            let bindings = binds.iter().map(|b| binding(*b)).collect::<Result<Vec<_>, _>>()?;
             self.step(site, shader, bindings, groups)?;
         }
         Ok(())
@@ -476,7 +473,7 @@ impl<'a> Lower<'a> {
 
     /// A dimension as WGSL.
     pub fn dim(&self, d: &Dim) -> String {
-        text::dim(d, &self.symbols)
+        dim_text(d, &self.symbols)
     }
 
     /// The product of dimensions as WGSL.

@@ -1,10 +1,13 @@
-//! Ops that need elements in order: argmax, top-k, sort, cumsum.
+//! Ops that need elements in order: argmax and top-k of many numbers by the template, else and
+//! sort by counting what stands before each, cumsum by walking along.
 
-use aether_ir::{Dim, Op};
+use aether_ir::{DType, Dim, Inst, Op, Symbol, SymbolRange, TensorType};
+use indexmap::IndexMap;
 
 use super::build::{Build, WORKGROUP, words};
 use super::{Lower, Site, text};
 use crate::error::CompileError;
+use crate::templates::pick::Pick;
 
 /// Whether element `a` at place `i` stands before `b` at place `j` in falling order: NaN first,
 /// equal ones by place.
@@ -25,8 +28,29 @@ fn before(float: bool) -> String {
     }
 }
 
+/// The template for argmax and top_k over the last axis; `None` when there is none.
+pub fn template(
+    inst: &Inst,
+    x: &TensorType,
+    symbols: &IndexMap<Symbol, SymbolRange>,
+) -> Option<Pick> {
+    let (n, rows) = x.shape.0.split_last()?;
+    let k = match inst.op {
+        Op::TopK => Some(usize::try_from(inst.attrs.int("k", 0)).ok()?),
+        Op::Argmax if x.shape.axis(inst.attrs.int("axis", -1)) == Some(rows.len()) => None,
+        _ => return None,
+    };
+    let rows = rows.iter().fold(Dim::new(1), |acc, d| &acc * d);
+    let most_rows = usize::try_from(rows.upper_bound(symbols)?).ok()?;
+    let pick = Pick { rows, most_rows, n: usize::try_from(n.as_const()?).ok()?, k };
+    (x.dtype == DType::F32 && pick.is_supported()).then_some(pick)
+}
+
 /// Argmax, top_k, sort, cumsum.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
+    if let Some(pick) = template(site.inst, &site.inputs[0].ty, &lower.module.symbols) {
+        return lower.templates(site, |t| pick.launches(t));
+    }
     let x = &site.inputs[0];
     let dtype = x.ty.dtype;
     let kind = match text::value_type(dtype) {

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use super::{Lower, Site};
 use crate::adapter::Adapter;
 use crate::error::CompileError;
-use crate::kernel::{Bind, Launch};
+use crate::kernel::Bind;
 use crate::program::Binding;
 use crate::templates::product::{Addend, Product, Weight};
 use crate::templates::{Operand, Site as Template};
@@ -225,28 +225,21 @@ fn emit(lower: &mut Lower, site: &Site, p: &Parts, task: &Task) -> Result<(), Co
             Template { adapter: &lower.adapter, symbols: &lower.symbols, operands: &operands };
         product.launches(&template)
     };
-    for Launch { shader, binds, groups } in launches {
-        let bindings = binds
-            .iter()
-            .map(|bind| match *bind {
-                Bind::Operand(i) => {
-                    let whole = site.inputs[i].binding;
-                    let place = p.weights.iter().position(|&w| w == i);
-                    let (Some(first), Some(place)) = (part, place) else { return Ok(whole) };
-                    let place = group.iter().position(|&g| g == place).unwrap_or(0);
-                    let rows = product.weights[place].rows as u64;
-                    let row = whole.bytes / product.columns(place).max(1) as u64;
-                    let offset = whole.offset + *first as u64 * row;
-                    Ok(Binding { offset, bytes: rows * row, ..whole })
-                }
-                Bind::Result(i) => {
-                    let at = if product.gated { 0 } else { group[i] };
-                    Ok(site.outputs[at].binding)
-                }
-                Bind::Scratch { .. } => site.binding(*bind),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        lower.step(site, shader, bindings, groups)?;
-    }
-    Ok(())
+    lower.launch(site, launches, |bind| match bind {
+        Bind::Operand(i) => {
+            let whole = site.inputs[i].binding;
+            let place = p.weights.iter().position(|&w| w == i);
+            let (Some(first), Some(place)) = (part, place) else { return Ok(whole) };
+            let place = group.iter().position(|&g| g == place).unwrap_or(0);
+            let rows = product.weights[place].rows as u64;
+            let row = whole.bytes / product.columns(place).max(1) as u64;
+            let offset = whole.offset + *first as u64 * row;
+            Ok(Binding { offset, bytes: rows * row, ..whole })
+        }
+        Bind::Result(i) => {
+            let at = if product.gated { 0 } else { group[i] };
+            Ok(site.outputs[at].binding)
+        }
+        _ => site.binding(bind),
+    })
 }

@@ -1,10 +1,9 @@
-//! Pieces of WGSL: dimensions, elements in words, numbers.
+//! Pieces of WGSL: elements in words, numbers, functions.
 //!
 //! Every buffer is an array of 32-bit words. Elements of 4 bytes are a word each, smaller ones
 //! share words, of 8 bytes take two.
 
-use aether_ir::{DType, Dim, Symbol};
-use indexmap::IndexSet;
+use aether_ir::DType;
 
 /// The WGSL type in which elements of a type are computed; `None` where WGSL has none.
 pub fn value_type(dtype: DType) -> Option<&'static str> {
@@ -20,32 +19,6 @@ pub fn value_type(dtype: DType) -> Option<&'static str> {
 /// Elements per word; 1 for types of a word and more.
 pub fn per_word(dtype: DType) -> usize {
     (4 / dtype.block_bytes()).max(1)
-}
-
-/// A dimension as an expression of type `u32`.
-pub fn dim(d: &Dim, symbols: &IndexSet<Symbol>) -> String {
-    if let Some(n) = d.as_const() {
-        return format!("{n}u");
-    }
-    let terms: Vec<String> = d
-        .monomials()
-        .map(|(names, coefficient)| {
-            let mut factors: Vec<String> = names
-                .iter()
-                .map(|name| {
-                    let slot = symbols.get_index_of(name).unwrap_or(0);
-                    format!("symbols[{}][{}]", slot / 4, slot % 4)
-                })
-                .collect();
-            // Two's complement: a negative coefficient wraps to the right sum.
-            let coefficient = coefficient as u32;
-            if coefficient != 1 || factors.is_empty() {
-                factors.push(format!("{coefficient}u"));
-            }
-            factors.join(" * ")
-        })
-        .collect();
-    format!("({})", terms.join(" + "))
 }
 
 /// The bits of element `index` of a buffer, in the low end of a word. For elements of at most 4
@@ -227,23 +200,3 @@ fn to_u32(v: f32) -> u32 {
     return u32(trunc(max(v, 0.0)));
 }
 ";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dimensions_are_expressions() {
-        let symbols: IndexSet<Symbol> =
-            ["a", "b", "c", "d", "s"].into_iter().map(Into::into).collect();
-        let table = [
-            ("7", "7u"),
-            ("s", "(symbols[1][0])"),
-            ("3*s+1", "(1u + symbols[1][0] * 3u)"),
-            ("a-b", "(symbols[0][0] + symbols[0][1] * 4294967295u)"),
-        ];
-        for (text, want) in table {
-            assert_eq!(dim(&text.parse().unwrap(), &symbols), want, "{text}");
-        }
-    }
-}

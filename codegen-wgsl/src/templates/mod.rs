@@ -16,8 +16,6 @@ pub mod matvec;
 pub mod pick;
 pub mod prepare;
 pub mod product;
-pub mod rope;
-pub mod rows;
 pub mod tall;
 pub mod text;
 pub mod tiled;

@@ -19,6 +19,8 @@ pub enum Elements {
     I32,
     /// Vectors of four f16.
     F16x4,
+    /// u32 that several invocations write.
+    Atomic,
 }
 
 impl Elements {
@@ -35,6 +37,7 @@ impl Elements {
             Elements::U32x4 => "vec4<u32>",
             Elements::I32 => "i32",
             Elements::F16x4 => "vec4<f16>",
+            Elements::Atomic => "atomic<u32>",
         }
     }
 }
@@ -209,5 +212,25 @@ pub fn activation(name: &str) -> &'static str {
 "
         }
         _ => "fn act(x: f32) -> f32 { return x; }\n",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_are_expressions() {
+        let symbols: IndexSet<Symbol> =
+            ["a", "b", "c", "d", "s"].into_iter().map(Into::into).collect();
+        let table = [
+            ("7", "7u"),
+            ("s", "(0u + 1u * symbols[1].x)"),
+            ("3*s+1", "(0u + 1u + 3u * symbols[1].x)"),
+            ("a-b", "(0u + 1u * symbols[0].x - 1u * symbols[0].y)"),
+        ];
+        for (text, want) in table {
+            assert_eq!(dim_text(&text.parse().unwrap(), &symbols), want, "{text}");
+        }
     }
 }

@@ -182,6 +182,7 @@ impl Gpu {
             let resource = match bind {
                 Bind::Operand(i) => buffers.operands[*i].as_entire_binding(),
                 Bind::Result(i) => buffers.results[*i].as_entire_binding(),
+                Bind::Status => buffers.status.as_entire_binding(),
                 Bind::Scratch { offset, bytes } => {
                     wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                         buffer: &buffers.scratch,
@@ -242,6 +243,7 @@ impl Gpu {
             results: results.iter().map(|n| self.upload(&vec![0xff; *n])).collect(),
             scratch: self.upload(&vec![0xff; scratch as usize]),
             symbols: self.upload(&uniform),
+            status: self.upload(&[0; 8]),
         };
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
@@ -265,6 +267,7 @@ pub struct Buffers {
     pub results: Vec<wgpu::Buffer>,
     pub scratch: wgpu::Buffer,
     pub symbols: wgpu::Buffer,
+    pub status: wgpu::Buffer,
 }
 
 /// Workgroups of a launch; the only symbols are `s0`, `s1`, … in the order of their values.

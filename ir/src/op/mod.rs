@@ -107,6 +107,22 @@ const ACT: AttrSpec = req("act", AttrKind::Str, "`silu`, `gelu` or `gelu_tanh`")
 const ANY_ACT: AttrSpec =
     req("act", AttrKind::Str, "`relu`, `silu`, `gelu`, `gelu_tanh`, `sigmoid` or `tanh`");
 
+const ROPE_MODE: AttrSpec =
+    req("mode", AttrKind::Str, "`norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i+n/2)");
+const ROPE_THETA: AttrSpec = req("theta", AttrKind::Float, "base of the frequencies");
+const ROPE_N_DIMS: AttrSpec =
+    req("n_dims", AttrKind::Int, "leading dimensions of each head that are rotated");
+const ROPE_FREQ_SCALE: AttrSpec =
+    opt("freq_scale", AttrKind::Float, "positions are multiplied by it (default 1)");
+const ROPE_EXT_FACTOR: AttrSpec =
+    opt("ext_factor", AttrKind::Float, "share of YaRN's extrapolation (default 0)");
+const ROPE_ATTN_FACTOR: AttrSpec =
+    opt("attn_factor", AttrKind::Float, "magnitude of the rotated part (default 1)");
+const ROPE_BETA_FAST: AttrSpec = opt("beta_fast", AttrKind::Float, "YaRN (default 32)");
+const ROPE_BETA_SLOW: AttrSpec = opt("beta_slow", AttrKind::Float, "YaRN (default 1)");
+const ROPE_N_CTX_ORIG: AttrSpec =
+    opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)");
+
 macro_rules! op_table {
     ($($variant:ident $name:literal $min:literal..=$max:expr, [$($attr:expr),*], $infer:expr, $eval:expr, $doc:literal;)*) => {
         /// An operation; [`Op::info`] has its row of the table.
@@ -211,15 +227,7 @@ op_table! {
     RmsNorm "rms_norm" 2..=2, [EPS], norm::infer_rms_norm, Some(norm::eval_rms_norm), "x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019).";
     LayerNorm "layer_norm" 3..=3, [EPS], norm::infer_layer_norm, Some(norm::eval_layer_norm), "(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016).";
     Rope "rope" 2..=3, [
-        req("mode", AttrKind::Str, "`norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i+n/2)"),
-        req("theta", AttrKind::Float, "base of the frequencies"),
-        req("n_dims", AttrKind::Int, "leading dimensions of each head that are rotated"),
-        opt("freq_scale", AttrKind::Float, "positions are multiplied by it (default 1)"),
-        opt("ext_factor", AttrKind::Float, "share of YaRN's extrapolation (default 0)"),
-        opt("attn_factor", AttrKind::Float, "magnitude of the rotated part (default 1)"),
-        opt("beta_fast", AttrKind::Float, "YaRN (default 32)"),
-        opt("beta_slow", AttrKind::Float, "YaRN (default 1)"),
-        opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)")
+        ROPE_MODE, ROPE_THETA, ROPE_N_DIMS, ROPE_FREQ_SCALE, ROPE_EXT_FACTOR, ROPE_ATTN_FACTOR, ROPE_BETA_FAST, ROPE_BETA_SLOW, ROPE_N_CTX_ORIG
     ], rope::infer_rope, Some(rope::eval_rope), "Rotary position embedding (Su et al. 2021) of x [tokens, heads, head_dim] at i32 positions: a scalar is the first token's. An optional f32 [n_dims/2] divides the frequencies.";
     Attention "attention" 4..=5, [
         req("scale", AttrKind::Float, "factor of the scores"),
@@ -237,15 +245,7 @@ op_table! {
     NormMatmulMulti "norm_matmul_multi" 3..=MAX_OPERANDS, [EPS, req("weights", AttrKind::Int, "number n of weights"), opt("biases", AttrKind::Ints, "for each bias operand the index of its weight")], prologue::infer_norm_matmul_multi, Some(prologue::eval_norm_matmul_multi), "matmul_multi of rms_norm(x, w): operands x, w, then as matmul_multi.";
     NormMatmulGated "norm_matmul_gated" 4..=4, [EPS, ACT], prologue::infer_norm_matmul_gated, Some(prologue::eval_norm_matmul_gated), "matmul_gated of rms_norm(x, w): operands x, w, w_gate, w_up.";
     RopeAppend "rope_append" 6..=8, [
-        req("mode", AttrKind::Str, "`norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i+n/2)"),
-        req("theta", AttrKind::Float, "base of the frequencies"),
-        req("n_dims", AttrKind::Int, "leading dimensions of each head that are rotated"),
-        opt("freq_scale", AttrKind::Float, "positions are multiplied by it (default 1)"),
-        opt("ext_factor", AttrKind::Float, "share of YaRN's extrapolation (default 0)"),
-        opt("attn_factor", AttrKind::Float, "magnitude of the rotated part (default 1)"),
-        opt("beta_fast", AttrKind::Float, "YaRN (default 32)"),
-        opt("beta_slow", AttrKind::Float, "YaRN (default 1)"),
-        opt("n_ctx_orig", AttrKind::Int, "context the model was trained with, for YaRN (default 0)")
+        ROPE_MODE, ROPE_THETA, ROPE_N_DIMS, ROPE_FREQ_SCALE, ROPE_EXT_FACTOR, ROPE_ATTN_FACTOR, ROPE_BETA_FAST, ROPE_BETA_SLOW, ROPE_N_CTX_ORIG
     ], prologue::infer_rope_append, Some(prologue::eval_rope_append), "rope of q and k, and kv_append of k and v: operands q, k, v, both caches, then as kv_append and rope say where tokens stand, and factors or none; results q turned and both caches.";
 }
 

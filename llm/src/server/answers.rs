@@ -5,6 +5,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use super::App;
 use super::error::ApiError;
 use super::metrics::Watch;
+use super::sse::{Gone, QUIET, Sink};
 use crate::engine::{Done, Event, Logprobs, Request};
 
 /// Events that wait for a reader, of all requests together.
@@ -47,6 +48,28 @@ impl Answers {
     /// The next event and the index of its request; `None` when all have ended.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         self.events.recv().await
+    }
+
+    /// As [`Answers::next`] for a stream to a client: writes `idle` after each while without an
+    /// event.
+    ///
+    /// # Errors
+    /// When the client has left.
+    pub async fn next_for(
+        &mut self,
+        sink: &Sink,
+        idle: &str,
+    ) -> Result<Option<(usize, Event)>, Gone> {
+        loop {
+            tokio::select! {
+                next = tokio::time::timeout(QUIET, self.next()) => match next {
+                    Ok(next) => return Ok(next),
+                    Err(_) if idle.is_empty() => {}
+                    Err(_) => sink.raw(idle.to_owned()).await?,
+                },
+                () = sink.closed() => return Err(Gone),
+            }
+        }
     }
 
     /// Waits for the end of all.

@@ -162,19 +162,7 @@ async fn stream(head: Head, common: Common, mut answers: Answers, sink: Sink) ->
     let mut usages: Vec<Usage> = Vec::new();
     let mut outgoing: Vec<Outgoing> =
         (0..common.choices).map(|_| Outgoing::new(head.form)).collect();
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(sse::QUIET, answers.next()) => next,
-            () = sink.closed() => return Err(Gone),
-        };
-        let (index, event) = match next {
-            Err(_) => {
-                sink.raw(": still here\n\n".to_owned()).await?;
-                continue;
-            }
-            Ok(None) => break,
-            Ok(Some(next)) => next,
-        };
+    while let Some((index, event)) = answers.next_for(&sink, sse::COMMENT).await? {
         match event {
             Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Token { text, logprobs, .. } => {

@@ -217,19 +217,7 @@ impl Head {
 async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
     let mut usages: Vec<Usage> = Vec::new();
     let mut offsets = vec![0; head.call.prompts.len() * head.call.common.choices];
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(sse::QUIET, answers.next()) => next,
-            () = sink.closed() => return Err(Gone),
-        };
-        let (index, event) = match next {
-            Err(_) => {
-                sink.raw(": still here\n\n".to_owned()).await?;
-                continue;
-            }
-            Ok(None) => break,
-            Ok(Some(next)) => next,
-        };
+    while let Some((index, event)) = answers.next_for(&sink, sse::COMMENT).await? {
         match event {
             Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Token { text, logprobs, .. } => {

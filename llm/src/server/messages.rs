@@ -282,24 +282,15 @@ impl Blocks<'_> {
     }
 }
 
+/// What keeps a connection awake.
+const PING: &str = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
+
 async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
     let mut outgoing = Outgoing::new(head.form);
     let mut blocks = Blocks { sink: &sink, index: 0, in_text: false };
     let begin = head.message(Vec::new(), &Usage::default());
     sink.named("message_start", &json!({ "type": "message_start", "message": begin })).await?;
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(sse::QUIET, answers.next()) => next,
-            () = sink.closed() => return Err(Gone),
-        };
-        let event = match next {
-            Err(_) => {
-                sink.named("ping", &json!({ "type": "ping" })).await?;
-                continue;
-            }
-            Ok(None) => return Ok(()),
-            Ok(Some((_, event))) => event,
-        };
+    while let Some((_, event)) = answers.next_for(&sink, PING).await? {
         match event {
             Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Token { text, .. } => blocks.text(outgoing.push(text)).await?,
@@ -323,4 +314,5 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
             }
         }
     }
+    Ok(())
 }

@@ -253,11 +253,7 @@ fn finish(object: &mut Value, done: &Done) {
 async fn lines(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
     let mut outgoing = Outgoing::new(head.form);
     loop {
-        let next = tokio::select! {
-            next = answers.next() => next,
-            () = sink.closed() => return Err(Gone),
-        };
-        match next.map(|(_, event)| event) {
+        match answers.next_for(&sink, "").await?.map(|(_, event)| event) {
             None => return Ok(()),
             Some(Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_)) => {}
             Some(Event::Token { text, .. }) => {

@@ -204,26 +204,17 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
     added["part"] = part("");
     events.send("response.content_part.added", added).await?;
     let mut whole = String::new();
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(sse::QUIET, answers.next()) => next,
-            () = sink.closed() => return Err(Gone),
-        };
-        let (text, done) = match next {
-            Err(_) => {
-                sink.raw(": still here\n\n".to_owned()).await?;
-                continue;
-            }
-            Ok(None) => return Ok(()),
-            Ok(Some((_, Event::Token { text, .. }))) => (text, None),
-            Ok(Some((_, Event::Done(done)))) => (done.text.clone(), Some(done)),
-            Ok(Some((_, Event::Failed(failure)))) => {
+    while let Some((_, event)) = answers.next_for(&sink, sse::COMMENT).await? {
+        let (text, done) = match event {
+            Event::Token { text, .. } => (text, None),
+            Event::Done(done) => (done.text.clone(), Some(done)),
+            Event::Failed(failure) => {
                 let error = ApiError::from(failure);
                 let event =
                     json!({ "code": "server_error", "message": error.message, "param": null });
                 return events.send("error", event).await;
             }
-            Ok(Some(_)) => continue,
+            _ => continue,
         };
         if !text.is_empty() {
             whole += &text;
@@ -249,4 +240,5 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
         };
         return events.send(name, json!({ "response": object })).await;
     }
+    Ok(())
 }

@@ -19,6 +19,9 @@ const SLOW: Duration = Duration::from_secs(30);
 /// After so long without an event a comment is sent, so that nobody on the way gives up.
 pub(super) const QUIET: Duration = Duration::from_secs(15);
 
+/// The comment.
+pub(super) const COMMENT: &str = ": still here\n\n";
+
 /// The client left, or does not read.
 #[derive(Debug)]
 pub(super) struct Gone;
