@@ -17,6 +17,9 @@
 //! Functions that only `fused` names have no plan: their values never are in memory.
 //!
 //! Sizes are taken at the upper bounds of the symbols.
+//!
+//! [`Arena::Separate`] switches the sharing off that is only for saving memory: a result is then
+//! wrong alike with and without it, or the plan is to blame.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -33,6 +36,17 @@ use crate::util::{call_graph, entries, uncalled_bodies};
 
 /// Greatest frame and greatest value, in bytes.
 pub const MAX_FRAME: u64 = 1 << 40;
+
+/// Whether values share memory that do not live at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arena {
+    /// Ranges are used again, and operands that die are written over.
+    #[default]
+    Shared,
+    /// Every value and every callee's frame has a range of its own. What is given away is still
+    /// taken over: that is the meaning of giving away.
+    Separate,
+}
 
 /// The module cannot be planned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +99,18 @@ impl Pass for PlanPass {
 /// # Errors
 /// When a size overflows or calls form a cycle.
 pub fn plan(module: &Module, target: &dyn Target) -> Result<MemoryPlan, PlanError> {
+    plan_in(module, target, Arena::Shared)
+}
+
+/// As [`plan`], with or without sharing.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_in(
+    module: &Module,
+    target: &dyn Target,
+    arena: Arena,
+) -> Result<MemoryPlan, PlanError> {
     let order = callees_first(module)?;
     let owned = owned_params(module, &order);
     let mut plans: Vec<Option<FuncPlan>> = vec![None; module.funcs.len()];
@@ -93,7 +119,7 @@ pub fn plan(module: &Module, target: &dyn Target) -> Result<MemoryPlan, PlanErro
         if module.funcs.get_index(f).is_some_and(|(name, _)| bodies.contains(name)) {
             continue;
         }
-        let planner = Planner::new(module, target, f, &owned, &plans)?;
+        let planner = Planner::new(module, target, arena, f, &owned, &plans)?;
         plans[f] = Some(planner.run()?);
     }
     let funcs = module.funcs.keys().cloned().zip(plans).filter_map(|(name, p)| Some((name, p?)));
@@ -223,6 +249,7 @@ enum Home {
 struct Planner<'a> {
     module: &'a Module,
     target: &'a dyn Target,
+    arena: Arena,
     func: &'a Func,
     owned: &'a [Vec<bool>],
     f: usize,
@@ -241,6 +268,7 @@ impl<'a> Planner<'a> {
     fn new(
         module: &'a Module,
         target: &'a dyn Target,
+        arena: Arena,
         f: usize,
         owned: &'a [Vec<bool>],
         plans: &'a [Option<FuncPlan>],
@@ -259,6 +287,7 @@ impl<'a> Planner<'a> {
         Ok(Planner {
             module,
             target,
+            arena,
             func,
             owned,
             f,
@@ -449,7 +478,8 @@ impl<'a> Planner<'a> {
             Home::Param(j) => operand.donated && self.owned[self.f][j],
             Home::Const | Home::Unused => false,
         };
-        own && group.last <= at
+        own && (operand.donated || self.arena == Arena::Shared)
+            && group.last <= at
             && inst
                 .operands
                 .iter()
@@ -511,6 +541,11 @@ impl<'a> Planner<'a> {
                 let rounded = bytes.next_multiple_of(ALIGNMENT);
                 intervals.push(Interval { first: at, last: at, bytes: rounded });
                 temporaries.push(Temporary { inst: at, offset: 0, bytes });
+            }
+        }
+        if self.arena == Arena::Separate {
+            for interval in &mut intervals {
+                (interval.first, interval.last) = (0, end);
             }
         }
         let total = intervals.iter().try_fold(0u64, |sum, i| sum.checked_add(i.bytes));

@@ -13,7 +13,7 @@ use aether_ir::{
     Bindings, ConstData, Func, Interpreter, Module, Op, Tensor, ValueId, eval_inst,
     parse_and_verify,
 };
-use aether_passes::plan::{plan, text};
+use aether_passes::plan::{Arena, plan, plan_in, text};
 use aether_passes::plan_check::check;
 use aether_passes::{GenericTarget, PassCtx};
 
@@ -318,6 +318,34 @@ fn corrupted_plans_are_refused_or_harmless() {
         assert_eq!(found, want, "round {round}\n{}", text(&module, &bad));
     }
     assert!(refused > 1_500, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn without_sharing_no_two_values_overlap() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut executed = 0;
+    for round in 0..400 {
+        let module = graphs::module(&mut rng, 16);
+        let made = plan_in(&module, &GenericTarget, Arena::Separate).unwrap();
+        check(&module, &made, &GenericTarget).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        for p in made.funcs.values() {
+            let values = p.storage.iter().filter_map(|s| match *s {
+                Storage::Frame { offset, bytes } => Some((offset, bytes)),
+                _ => None,
+            });
+            let temporaries = p.temporaries.iter().map(|t| (t.offset, t.bytes));
+            let mut ranges: Vec<(u64, u64)> = values.chain(temporaries).collect();
+            ranges.sort_unstable();
+            let apart = |pair: &[(u64, u64)]| pair[0].0 + pair[0].1 <= pair[1].0;
+            assert!(ranges.windows(2).all(apart), "round {round}: {ranges:?}");
+        }
+        let bindings = Bindings::from([("s".into(), rng.u64(1..=graphs::S_MAX))]);
+        let args = arguments(&mut rng, &module, &bindings);
+        let Ok(want) = Interpreter::new(&module).run("main", args.clone()) else { continue };
+        assert_eq!(execute(&module, &made, &args, &bindings), want, "round {round}");
+        executed += 1;
+    }
+    assert!(executed > 200, "{executed}");
 }
 
 #[test]

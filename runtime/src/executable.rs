@@ -9,6 +9,7 @@ use aether_ir::plan::MemoryPlan;
 use aether_ir::target::Target;
 use aether_ir::{Module, TensorType};
 use aether_passes::place::Device;
+use aether_passes::plan::Arena;
 use aether_passes::{PassCtx, Pipeline, StepReport};
 
 use crate::gpu::{Gpu, GpuExecutable, Weights};
@@ -31,6 +32,8 @@ pub struct Options {
     pub pipeline: Option<String>,
     /// Verify the module after each pass, and prove the memory plan. On in debug builds.
     pub verify: bool,
+    /// Whether values that do not live at the same time share memory.
+    pub arena: Arena,
     /// The GPU to run on; the CPU when `None`.
     pub gpu: Option<Arc<Gpu>>,
     /// What of the module runs on the GPU; the rest runs on the CPU.
@@ -45,6 +48,7 @@ impl Default for Options {
             isa: None,
             pipeline: None,
             verify: cfg!(debug_assertions),
+            arena: Arena::default(),
             gpu: None,
             placement: Placement::Whole,
         }
@@ -140,7 +144,7 @@ impl Prepared {
         ctx.verify_each = opts.verify;
         ctx.consts = Some(files);
         let reports = pipeline.run(&mut module, &ctx, &mut ())?;
-        let plan = aether_passes::plan(&module, &*target)?;
+        let plan = aether_passes::plan::plan_in(&module, &*target, opts.arena)?;
         if opts.verify {
             aether_passes::plan_check::check(&module, &plan, &*target)
                 .map_err(|e| RuntimeError::PlanCheck(e.to_string()))?;

@@ -20,6 +20,7 @@ pub mod trace;
 pub use aether_codegen_cpu::pool::{Pool, PoolError};
 pub use aether_codegen_cpu::{AlignedBytes, Isa};
 pub use aether_passes::place::Device;
+pub use aether_passes::plan::Arena;
 pub use aether_passes::specialise;
 pub use arg::{Arg, ArgData, State};
 pub use error::{RunError, RuntimeError};

@@ -11,5 +11,6 @@ mod ops;
 mod oracle;
 mod real;
 mod support;
+mod switches;
 #[path = "../../llm/tests/common/tiny.rs"]
 mod tiny;

@@ -2,16 +2,16 @@
 
 use aether_ir::DType;
 use aether_llm::engine::{Context, LoadOptions, Model};
-use aether_runtime::Placement;
+use aether_runtime::{Arena, Placement};
 
 use super::support::gpu;
 use super::tiny::{FLOATS, QUANTIZED, Tiny};
 
-/// The model twice: on the CPU, and as the placement says.
-fn both(model: &Tiny, placement: &Placement) -> [Context; 2] {
-    let base = LoadOptions { context: 128, batch: 64, verify: true, ..LoadOptions::default() };
-    [None, Some(gpu())].map(|gpu| {
-        let options = LoadOptions { gpu, placement: placement.clone(), ..base.clone() };
+/// The model twice: on the CPU, and as the options say.
+fn both(model: &Tiny, options: &LoadOptions) -> [Context; 2] {
+    let base = LoadOptions { context: 128, batch: 64, verify: true, ..options.clone() };
+    let cpu = LoadOptions { pipeline: None, arena: Arena::Shared, ..base.clone() };
+    [cpu, LoadOptions { gpu: Some(gpu()), ..base }].map(|options| {
         let model = Model::from_memory(model.gguf(), &options).unwrap();
         Context::new(&model).unwrap()
     })
@@ -49,11 +49,11 @@ pub fn compare(mut contexts: [Context; 2], prompt: &[u32], steps: usize, least: 
 }
 
 fn tiny(model: &Tiny) {
-    placed(model, &Placement::Whole);
+    with(model, &LoadOptions::default());
 }
 
-fn placed(model: &Tiny, placement: &Placement) {
-    let contexts = both(model, placement);
+fn with(model: &Tiny, options: &LoadOptions) {
+    let contexts = both(model, options);
     let prompt: Vec<u32> = (0..40).map(|i| (i * 37) % 250).collect();
     compare(contexts, &prompt, 20, 0.999);
 }
@@ -69,16 +69,26 @@ fn quantised_weights() {
     tiny(&Tiny::qwen2(QUANTIZED));
 }
 
+/// As built, and with neither fusion nor an arena.
 #[test]
 fn every_quantised_type() {
+    let plain = LoadOptions {
+        pipeline: Some("layout".to_owned()),
+        arena: Arena::Separate,
+        ..LoadOptions::default()
+    };
     for dtype in [DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q8_0] {
         let types: &'static [[DType; 7]] = Box::leak(Box::new([[dtype; 7]]));
-        tiny(&Tiny { embd: dtype, n_layers: 2, ..Tiny::llama(types) });
+        let model = Tiny { embd: dtype, n_layers: 2, ..Tiny::llama(types) };
+        tiny(&model);
+        with(&model, &plain);
     }
     for dtype in [DType::Q2K, DType::Q3K, DType::Q4K, DType::Q5K, DType::Q6K] {
         let types: &'static [[DType; 7]] = Box::leak(Box::new([[dtype; 7]]));
         let wide = Tiny { n_embd: 256, n_ff: 512, n_layers: 2, ..Tiny::llama(types) };
-        tiny(&Tiny { embd: dtype, ..wide });
+        let model = Tiny { embd: dtype, ..wide };
+        tiny(&model);
+        with(&model, &plain);
     }
 }
 
@@ -97,7 +107,7 @@ fn half_of_the_layers() {
         for (n, count) in [(layers / 2, 3), (layers + 1, 2)] {
             let placement = Placement::LastCalls(n);
             assert_eq!(parts(&model, placement.clone()), [count; 2], "{n} layers");
-            placed(&model, &placement);
+            with(&model, &LoadOptions { placement, ..LoadOptions::default() });
         }
         assert_eq!(parts(&model, Placement::LastCalls(0)), [0; 2]);
     }

@@ -7,7 +7,7 @@ use aether_ir::tensor::ConcreteType;
 use aether_ir::{
     Attrs, ConstData, DType, FuncBuilder, Interpreter, Layout, Module, Op, Tensor, TensorType,
 };
-use aether_runtime::run_executable;
+use aether_runtime::{Arena, run_executable};
 
 use super::oracle;
 use super::support::{check, compile, difference};
@@ -147,7 +147,7 @@ fn rows_of_quantised_tables_are_picked_or_refused() {
     let mut bytes = vec![0; 5 * 34];
     aether_ir::quant::quantize(DType::Q8_0, &values, &mut bytes).unwrap();
     module.add_const("table", ty, ConstData::Dense(bytes.into()));
-    let exe = compile(&module, "layout").unwrap();
+    let exe = compile(&module, "layout", Arena::Shared).unwrap();
     assert!(aether_ir::text::print_module(exe.module()).contains("planes"));
     let run = |i: [i32; 2]| {
         let indices = Tensor::from_i32(&[2], &i).unwrap();

@@ -6,7 +6,7 @@ use aether_ir::{
     Attrs, ConstData, DType, FuncBuilder, Interpreter, Module, Op, Tensor, TensorType, ValueId,
 };
 use aether_runtime::gpu::{Gpu, GpuOptions};
-use aether_runtime::{Executable, Files, Options, RuntimeError, run_executable};
+use aether_runtime::{Arena, Executable, Files, Options, RuntimeError, run_executable};
 
 /// The device.
 pub fn gpu() -> Arc<Gpu> {
@@ -41,11 +41,24 @@ pub fn module(op: Op, attrs: &Attrs, operands: &[Tensor], declared: &[TensorType
     module
 }
 
-/// Compiles for the device.
-pub fn compile(module: &Module, pipeline: &str) -> Result<Arc<Executable>, RuntimeError> {
+/// Passes, fusion among them or not, with and without an arena.
+pub const SWITCHES: [(&str, Arena); 4] = [
+    ("layout", Arena::Shared),
+    ("layout", Arena::Separate),
+    ("layout,fuse", Arena::Shared),
+    ("layout,fuse", Arena::Separate),
+];
+
+/// Compiles for the device; the plan is proved.
+pub fn compile(
+    module: &Module,
+    pipeline: &str,
+    arena: Arena,
+) -> Result<Arc<Executable>, RuntimeError> {
     let opts = Options {
         pipeline: Some(pipeline.to_owned()),
         verify: true,
+        arena,
         gpu: Some(gpu()),
         ..Options::default()
     };
@@ -87,7 +100,7 @@ pub fn difference(got: &Tensor, want: &Tensor) -> Option<String> {
     None
 }
 
-/// What keeps an op from agreeing with its meaning; `Err` when it cannot be compiled.
+/// What keeps an op from agreeing with its meaning under any of the switches; `Err` when it cannot be compiled.
 pub fn check(
     op: Op,
     attrs: &Attrs,
@@ -98,12 +111,17 @@ pub fn check(
     let given = operands.iter().enumerate().filter(|(i, _)| !is_constant(op, *i));
     let given: Vec<Tensor> = given.map(|(_, x)| x.clone()).collect();
     let want = Interpreter::new(&module).run("main", given.clone());
-    let exe = compile(&module, "")?;
-    let got = run_executable(&exe, given);
-    Ok(match (got, want) {
-        (Ok(got), Ok(want)) => got.iter().zip(&want).find_map(|(g, w)| difference(g, w)),
-        (Err(_), Err(_)) => None,
-        (Ok(_), Err(e)) => Some(format!("it runs, but the interpreter says: {e}")),
-        (Err(e), Ok(_)) => Some(format!("{e}")),
-    })
+    for (pipeline, arena) in SWITCHES {
+        let exe = compile(&module, pipeline, arena)?;
+        let why = match (run_executable(&exe, given.clone()), &want) {
+            (Ok(got), Ok(want)) => got.iter().zip(want).find_map(|(g, w)| difference(g, w)),
+            (Err(_), Err(_)) => None,
+            (Ok(_), Err(e)) => Some(format!("it runs, but the interpreter says: {e}")),
+            (Err(e), Ok(_)) => Some(format!("{e}")),
+        };
+        if let Some(why) = why {
+            return Ok(Some(format!("{pipeline}, {arena:?}: {why}")));
+        }
+    }
+    Ok(None)
 }

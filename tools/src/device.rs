@@ -37,6 +37,11 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Whether any of them is there.
+    pub fn is_given(&self) -> bool {
+        self.device.is_some() || self.gpu.is_some() || self.gpu_layers.is_some()
+    }
+
     fn choice(&self) -> DeviceChoice {
         let unsaid =
             if self.gpu_layers.is_some() { DeviceChoice::Hybrid } else { DeviceChoice::Cpu };

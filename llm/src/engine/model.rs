@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use aether_ir::{ConstData, Module};
 use aether_runtime::gpu::{Gpu, Weights};
 use aether_runtime::{
-    Backing, Executable, Files, Isa, Options, Placement, Pool, Prepared, specialise,
+    Arena, Backing, Executable, Files, Isa, Options, Placement, Pool, Prepared, specialise,
 };
 
 use super::EngineError;
@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub pipeline: Option<String>,
     /// Verify after every pass and prove the memory plan.
     pub verify: bool,
+    /// Whether values that do not live at the same time share memory.
+    pub arena: Arena,
     /// Runs this module, an edited one of the same file, in place of the one that the file gives.
     /// Constants in a file of the model's name are taken from the model.
     pub ir: Option<Module>,
@@ -59,6 +61,7 @@ impl Default for LoadOptions {
             isa: None,
             pipeline: None,
             verify: cfg!(debug_assertions),
+            arena: Arena::default(),
             ir: None,
             gpu: None,
             placement: Placement::Whole,
@@ -143,6 +146,7 @@ impl Model {
             isa: options.isa,
             pipeline: options.pipeline.clone(),
             verify: options.verify,
+            arena: options.arena,
             gpu: options.gpu.clone(),
             placement: options.placement.clone(),
         };

@@ -8,7 +8,8 @@ use aether_ir::Module;
 use aether_ir::interp::{ConstSource, Interpreter};
 use aether_ir::text::print_module;
 use aether_passes::{DEFAULT_PIPELINE, PassCtx, Pipeline, plan};
-use aether_runtime::{Files, Options, Prepared, Recompile, run_executable};
+use aether_runtime::{Arena, Files, Options, Prepared, Recompile, run_executable};
+use aether_tools::device::DeviceArgs;
 use aether_tools::opt::inputs;
 use aether_tools::report::{self, Report};
 use aether_tools::{dot, exit, ir_file, npy, output};
@@ -54,6 +55,9 @@ struct CompileArgs {
     /// Threads to compile for
     #[arg(short, long, default_value_t = 1)]
     threads: usize,
+    /// Plan without sharing memory between values
+    #[arg(long)]
+    no_arena: bool,
     /// Write here instead of to standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -93,6 +97,11 @@ struct RunArgs {
     /// Carry it out with the reference interpreter
     #[arg(long)]
     interpret: bool,
+    /// Give every value memory of its own
+    #[arg(long)]
+    no_arena: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Threads to run with; as many as the plan was made for, or as the machine has
     #[arg(short, long)]
     threads: Option<usize>,
@@ -114,6 +123,11 @@ struct ReportArgs {
     /// Threads to compile for
     #[arg(short, long, default_value_t = 1)]
     threads: usize,
+}
+
+/// What `--no-arena` means.
+fn arena(none: bool) -> Arena {
+    if none { Arena::Separate } else { Arena::Shared }
 }
 
 /// Whether the name of a file ends so.
@@ -146,6 +160,7 @@ fn compile(args: &CompileArgs) -> anyhow::Result<()> {
             threads: args.threads,
             pipeline: Some(args.pipeline.clone()),
             verify: true,
+            arena: arena(args.no_arena),
             ..Options::default()
         };
         let bytes = Prepared::new(module, &files(), &options)?.to_bytes(&files())?;
@@ -159,7 +174,7 @@ fn compile(args: &CompileArgs) -> anyhow::Result<()> {
     ctx.consts = Some(&files as &dyn ConstSource);
     pipeline.run(&mut module, &ctx, &mut ())?;
     let text = match emit {
-        Emit::Plan => plan::text(&module, &plan::plan(&module, &target)?),
+        Emit::Plan => plan::text(&module, &plan::plan_in(&module, &target, arena(args.no_arena))?),
         Emit::Dot => dot::module(&module),
         Emit::Json => format!("{}\n", serde_json::to_string_pretty(&module)?),
         Emit::Ir | Emit::Aeplan => print_module(&module),
@@ -227,6 +242,9 @@ fn pair<'a>(text: &'a str, option: &str) -> anyhow::Result<(&'a str, &'a str)> {
 fn saved(args: &RunArgs, files: &Files) -> anyhow::Result<Prepared> {
     let path = &args.file;
     let about = || format!("cannot use {}", path.display());
+    if args.no_arena || args.device.is_given() {
+        bail!("a saved plan is for the CPU and has its memory plan: compile the module instead");
+    }
     let length = std::fs::metadata(path).with_context(about)?.len();
     if length > aether_runtime::MAX_PLAN_FILE {
         bail!("{} has {length} bytes: no plan is that long", path.display());
@@ -259,7 +277,14 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             Interpreter::new(&module).run_bound(&args.func, given.tensors, &given.bindings)?
         } else {
             let threads = args.threads.unwrap_or(0);
-            let options = Options { entry: args.func.clone(), threads, ..Options::default() };
+            let options = Options {
+                entry: args.func.clone(),
+                threads,
+                arena: arena(args.no_arena),
+                gpu: args.device.open()?,
+                placement: args.device.placement(),
+                ..Options::default()
+            };
             run_executable(
                 &Prepared::new(module, &files, &options)?.load(&files)?.into(),
                 given.tensors,
