@@ -4,13 +4,14 @@
 //!
 //! Every case is computed by all who can, on the same inputs with as many threads as the machine
 //! offers, turn by turn; the table shows the median of each and how many times the peer's time is
-//! ours. Results are compared once before anything is timed. Ours is what a user runs: a module,
-//! the default passes, the compiled program.
+//! ours. Results are compared once before anything is timed, and the first tenth of a second is not
+//! counted: clocks and threads are awake then. Ours is what a user runs: a module, the default
+//! passes, the compiled program.
 
 mod cases;
 mod ours;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One way to compute a case; gives the sum of the results' magnitudes for the comparison.
 pub type Runner = Box<dyn FnMut() -> f64>;
@@ -24,6 +25,12 @@ pub struct Case {
     /// Whether runners compute the magnitudes; off while timing.
     pub check: std::rc::Rc<std::cell::Cell<bool>>,
 }
+
+/// What is not counted at the beginning of a case.
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// A case of short runs goes on with its rounds for so long.
+const LEAST: Duration = Duration::from_secs(1);
 
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
@@ -49,13 +56,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut case = make(name)?;
         compare(&mut case)?;
         let mut times: [Vec<f64>; 3] = Default::default();
-        for _ in 0..rounds {
+        let begin = Instant::now();
+        while times[0].len() < rounds || begin.elapsed() < LEAST {
+            let counts = begin.elapsed() >= WARM_UP;
             let runners = [Some(&mut case.ours), Some(&mut case.candle), case.ndarray.as_mut()];
             for (runner, times) in runners.into_iter().zip(&mut times) {
                 if let Some(run) = runner {
                     let start = Instant::now();
                     run();
-                    times.push(start.elapsed().as_secs_f64() * 1e3);
+                    if counts {
+                        times.push(start.elapsed().as_secs_f64() * 1e3);
+                    }
                 }
             }
         }

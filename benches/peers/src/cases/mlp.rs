@@ -12,6 +12,9 @@ use crate::Case;
 const BATCH: usize = 128;
 const WIDTHS: [usize; 4] = [784, 512, 256, 10];
 
+/// Weights and biases of a layer.
+type Layer = (Array2<f32>, Array1<f32>);
+
 /// What the layers are made of.
 struct Data {
     x: Vec<f32>,
@@ -29,7 +32,7 @@ impl Data {
         Data { x: random(BATCH * WIDTHS[0], 3), layers: layers.collect() }
     }
 
-    fn arrays(&self) -> Result<Vec<(Array2<f32>, Array1<f32>)>, Error> {
+    fn arrays(&self) -> Result<Vec<Layer>, Error> {
         let layers = self.layers.iter().zip(WIDTHS.windows(2));
         layers
             .map(|((w, b), widths)| Ok((array(w, widths[1], widths[0])?, Array1::from(b.clone()))))
