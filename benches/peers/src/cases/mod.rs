@@ -30,9 +30,7 @@ pub const ALL: &[(&str, Make)] = &[
     ("attention 12x512x64", products::attention),
     ("attention 12x512x64, composed", products::composed),
     ("conv 8x64x56x56, 64 of 3x3", |name| windows::conv(name, [8, 64, 56], 64, 3, 1, 1)),
-    ("conv 8x3x112x112, 32 of 7x7, stride 2", |name| {
-        windows::conv(name, [8, 3, 112], 32, 7, 2, 1)
-    }),
+    ("conv 8x3x112x112, 32 of 7x7, stride 2", |name| windows::conv(name, [8, 3, 112], 32, 7, 2, 1)),
     ("conv 8x256x14x14, 256 of 1x1", |name| windows::conv(name, [8, 256, 14], 256, 1, 1, 1)),
     ("conv 8x64x56x56, depthwise 3x3", |name| windows::conv(name, [8, 64, 56], 64, 3, 1, 64)),
     ("max pool 8x64x56x56, 2x2", windows::max_pool),

@@ -60,8 +60,7 @@ pub fn softmax(name: &'static str) -> Result<Case, Error> {
     let p = draft.input("x", &[ROWS, COLUMNS], &x);
     let y = draft.f.op(Op::Softmax, &[p], Attrs::new().with("axis", -1i64))?;
     let (cx, nx) = (tensor(&x, &[ROWS, COLUMNS])?, array(&x, ROWS, COLUMNS)?);
-    let case =
-        draft.case(name, y, move || Ok(vec![candle_nn::ops::softmax_last_dim(&cx)?]))?;
+    let case = draft.case(name, y, move || Ok(vec![candle_nn::ops::softmax_last_dim(&cx)?]))?;
     Ok(case.ndarray(move || {
         let mut y = nx.clone();
         y.axis_iter_mut(Axis(0)).for_each(|mut row| {
@@ -84,8 +83,8 @@ pub fn layer_norm(name: &'static str) -> Result<Case, Error> {
     let (cx, nx) = (tensor(&x, &[ROWS, COLUMNS])?, array(&x, ROWS, COLUMNS)?);
     let (cw, cb) = (tensor(&w, &[COLUMNS])?, tensor(&b, &[COLUMNS])?);
     let (nw, nb) = (Array1::from(w), Array1::from(b));
-    let case = draft
-        .case(name, y, move || Ok(vec![candle_nn::ops::layer_norm(&cx, &cw, &cb, 1e-5)?]))?;
+    let case =
+        draft.case(name, y, move || Ok(vec![candle_nn::ops::layer_norm(&cx, &cw, &cb, 1e-5)?]))?;
     Ok(case.ndarray(move || {
         let mut y = nx.clone();
         y.axis_iter_mut(Axis(0)).for_each(|mut row| {
