@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use aether_ir::load::{self, LoadError};
+use aether_ir::tensor::Bytes;
 use aether_ir::{ConstSource, Func, Layout, Module, Op, TensorType, ValueId};
 
 use crate::error::CompileError;
-use crate::program::buffer_bytes;
+
+/// Bytes that are packed at once, about.
+const PIECE: usize = 256 << 10;
 
 /// Where a constant's bytes come from.
 #[derive(Clone, Debug)]
@@ -35,12 +38,60 @@ impl Constant {
         }
     }
 
-    fn planes(&self, raw: &[u8]) -> Result<Vec<u8>, String> {
-        let k = self.ty.shape.0.last().and_then(aether_ir::Dim::as_const).unwrap_or(0);
-        let mut out = vec![0; self.ty.bytes(|_| None).unwrap_or(0) as usize];
-        crate::planes::pack_rows(self.ty.dtype, k as usize, raw, &mut out)
-            .map_err(|e| e.to_string())?;
-        Ok(out)
+    /// The bytes that [`Constant::pieces`] takes, row-major and of the right number, shared with
+    /// where they lie.
+    ///
+    /// # Errors
+    /// When they cannot be read, or do not fit the type.
+    pub fn raw(&self, module: &Module, source: &dyn ConstSource) -> Result<Bytes, CompileError> {
+        match &self.recipe {
+            Recipe::Bytes(bytes) => Ok(bytes.clone().into()),
+            Recipe::Named(name) => raw(module, source, name),
+        }
+    }
+
+    /// Hands out the bytes of the buffer, in pieces of some whole words that follow each other: the
+    /// offset and the bytes of each. Of a constant in planes a few rows are packed at a time.
+    ///
+    /// # Errors
+    /// When `raw` does not fit the type, or `each` fails.
+    pub fn pieces<E: From<CompileError>>(
+        &self,
+        raw: &[u8],
+        mut each: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            let from = at;
+            at += bytes.len() as u64;
+            each(from, bytes)
+        };
+        if self.ty.layout == Layout::Planes {
+            let wrong =
+                |message: String| CompileError::Constant { name: self.name().into(), message };
+            let k = self.ty.shape.0.last().and_then(aether_ir::Dim::as_const).unwrap_or(0) as usize;
+            let dtype = self.ty.dtype;
+            let (row, packed) =
+                crate::planes::row_sizes(dtype, k).map_err(|e| wrong(e.to_string()))?;
+            let rows = (PIECE / packed).max(1);
+            let mut out = vec![0; rows.min(raw.len() / row) * packed];
+            for raw in raw.chunks(rows * row) {
+                let out = &mut out[..raw.len() / row * packed];
+                crate::planes::pack_rows(dtype, k, raw, out).map_err(|e| wrong(e.to_string()))?;
+                put(out)?;
+            }
+            return Ok(());
+        }
+        let words = raw.len() / 4 * 4;
+        for piece in raw[..words].chunks(PIECE) {
+            put(piece)?;
+        }
+        if words < raw.len() || raw.is_empty() {
+            let mut last = [0; 4];
+            last[..raw.len() - words].copy_from_slice(&raw[words..]);
+            put(&last)?;
+        }
+        Ok(())
     }
 
     /// The bytes of the buffer.
@@ -48,29 +99,18 @@ impl Constant {
     /// # Errors
     /// When they cannot be read, or do not fit the type.
     pub fn load(&self, module: &Module, source: &dyn ConstSource) -> Result<Vec<u8>, CompileError> {
-        let mut out = match &self.recipe {
-            Recipe::Bytes(bytes) => bytes.to_vec(),
-            Recipe::Named(name) => {
-                let raw = raw(module, source, name)?;
-                match self.ty.layout {
-                    Layout::Planes => self.planes(&raw).map_err(|message| {
-                        CompileError::Constant { name: name.clone(), message }
-                    })?,
-                    _ => raw.to_vec(),
-                }
-            }
-        };
-        out.resize(buffer_bytes(out.len() as u64) as usize, 0);
+        let raw = self.raw(module, source)?;
+        let mut out = Vec::with_capacity(self.bytes as usize);
+        self.pieces(&raw, |_, bytes| {
+            out.extend_from_slice(bytes);
+            Ok::<(), CompileError>(())
+        })?;
         Ok(out)
     }
 }
 
 /// The row-major bytes of a constant, checked against its type.
-fn raw(
-    module: &Module,
-    source: &dyn ConstSource,
-    name: &Arc<str>,
-) -> Result<aether_ir::tensor::Bytes, CompileError> {
+fn raw(module: &Module, source: &dyn ConstSource, name: &Arc<str>) -> Result<Bytes, CompileError> {
     let error = |message| CompileError::Constant { name: name.clone(), message };
     let constant = module.consts.get(name).ok_or_else(|| error("is not declared".to_owned()))?;
     let bytes = source.load(name, constant).map_err(error)?;

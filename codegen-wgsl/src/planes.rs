@@ -32,7 +32,7 @@ pub enum PlanesError {
 }
 
 /// Bytes of a raw and of a packed row.
-fn row_sizes(dtype: DType, k: usize) -> Result<(usize, usize), PlanesError> {
+pub(crate) fn row_sizes(dtype: DType, k: usize) -> Result<(usize, usize), PlanesError> {
     match (dtype.row_bytes(k), dtype.planes_row_bytes(k)) {
         (Some(raw), Some(packed)) if k > 0 => Ok((raw, packed)),
         _ => Err(PlanesError::NoPlanes { dtype, k }),

@@ -54,10 +54,14 @@ impl State {
     }
 
     /// Replaces the first bytes.
-    pub fn write(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), GpuError> {
         match self {
             State::Host(own) => own.as_mut_slice()[..bytes.len()].copy_from_slice(bytes),
-            State::Device(state) => state.write(bytes),
+            State::Device(state) => state.write(bytes)?,
         }
+        Ok(())
     }
 }

@@ -2,9 +2,11 @@
 
 #[path = "../../llm/tests/common/mod.rs"]
 mod common;
+mod faults;
 #[path = "../../passes/tests/common/graphs.rs"]
 mod graphs;
 mod hybrid;
+mod memory;
 mod models;
 mod ops;
 #[path = "../../ir/tests/oracle/mod.rs"]

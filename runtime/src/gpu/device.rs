@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use aether_codegen_wgsl::Adapter;
 use aether_codegen_wgsl::kernel::{Access, Shader};
 
-use super::GpuError;
 use super::cache::DiskCache;
+use super::registry::{Pins, Registry, Tensor};
+use super::{GpuError, MemoryStats};
 
 /// Longest time that a run may take before the device counts as lost.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -20,7 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// What the device said since it was asked last.
 #[derive(Default)]
 struct Faults {
-    lost: AtomicBool,
+    /// Why the device is gone: that is then what is wrong, whatever else is reported.
+    lost: OnceLock<String>,
     message: Mutex<Option<String>>,
 }
 
@@ -33,6 +35,9 @@ impl Faults {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A buffer of values, on a GPU or not.
+pub(crate) type GpuTensor = Tensor<Gpu>;
 
 /// A pipeline and the layout of its bind group.
 #[derive(Debug)]
@@ -51,6 +56,9 @@ pub struct Gpu {
     pipelines: Mutex<HashMap<Shader, Arc<Pipeline>>>,
     cache: Option<DiskCache>,
     timestamps: bool,
+    registry: Arc<Registry<Gpu>>,
+    /// Bytes of weights that were handed to the queue since it was waited for.
+    pub(crate) in_flight: AtomicU64,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -69,6 +77,9 @@ pub struct GpuOptions {
     /// `cooperative-matrix`; the environment's `AETHER_GPU_WITHOUT`, separated by commas, when
     /// empty.
     pub without: Vec<String>,
+    /// Bytes of the device's memory that weights, caches, arenas, arguments and results may take;
+    /// what the device has when `None`.
+    pub memory: Option<u64>,
 }
 
 /// Waits for a future of wgpu's: on native systems they are ready when they are asked, or become
@@ -179,10 +190,12 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| at.record(e.to_string())));
         let at = faults.clone();
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                at.lost.store(true, Ordering::Release);
-                at.record(format!("the device was lost: {message}"));
-            }
+            let message = match reason {
+                wgpu::DeviceLostReason::Destroyed => "it was given up",
+                wgpu::DeviceLostReason::Unknown => &message,
+            };
+            // It is lost once.
+            let _ = at.lost.set(format!("the GPU was lost: {message}"));
         });
         let cache =
             features.contains(F::PIPELINE_CACHE).then(|| DiskCache::open(&device, &info)).flatten();
@@ -207,6 +220,8 @@ impl Gpu {
             pipelines: Mutex::default(),
             cache,
             timestamps,
+            registry: Registry::new(options.memory),
+            in_flight: AtomicU64::new(0),
         }))
     }
 
@@ -233,16 +248,13 @@ impl Gpu {
     /// What the device reported since this was asked last.
     ///
     /// # Errors
-    /// The first report.
+    /// The first report; that the device is lost, from then on always.
     pub(crate) fn check(&self) -> Result<(), GpuError> {
+        if let Some(message) = self.faults.lost.get() {
+            return Err(GpuError::Lost(message.clone()));
+        }
         match lock(&self.faults.message).take() {
-            None if self.faults.lost.load(Ordering::Acquire) => {
-                Err(GpuError::Lost("the device was lost before".to_owned()))
-            }
             None => Ok(()),
-            Some(message) if self.faults.lost.load(Ordering::Acquire) => {
-                Err(GpuError::Lost(message))
-            }
             Some(message) => Err(GpuError::Device(message)),
         }
     }
@@ -257,8 +269,40 @@ impl Gpu {
         match self.device.poll(poll) {
             Ok(_) => self.check(),
             Err(wgpu::PollError::Timeout) => Err(GpuError::Timeout(PATIENCE)),
-            Err(e) => Err(GpuError::Device(e.to_string())),
+            Err(e) => Err(self.failed(e)),
         }
+    }
+
+    /// The error for something that failed: what the device reported, if it did.
+    pub(crate) fn failed(&self, found: impl std::fmt::Display) -> GpuError {
+        self.check().err().unwrap_or_else(|| GpuError::Device(found.to_string()))
+    }
+
+    /// Gives the device up, whatever it is doing: runs end with [`GpuError::Lost`].
+    pub fn destroy(&self) {
+        self.device.destroy();
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry<Gpu>> {
+        &self.registry
+    }
+
+    /// Keeps tensors on the device until the pins are dropped.
+    ///
+    /// # Errors
+    /// As [`Registry::pin`].
+    pub(crate) fn pin(&self, tensors: &[Arc<GpuTensor>]) -> Result<Pins<Gpu>, GpuError> {
+        self.registry.pin(self, tensors)
+    }
+
+    /// What lies in its memory, and what came and went.
+    pub fn memory(&self) -> MemoryStats {
+        self.registry.stats()
+    }
+
+    /// Bytes that the driver's memory holds for this device now, as far as that is known.
+    pub fn allocated(&self) -> Option<u64> {
+        self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
 
     /// A buffer of whole words.
@@ -271,6 +315,24 @@ impl Gpu {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, GpuError> {
+        self.make(label, bytes, usage, false)
+    }
+
+    /// A buffer of whole words that is mapped for writing, to copy from.
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`].
+    pub(crate) fn upload_buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.make(label, bytes, wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC, true)
+    }
+
+    fn make(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let most = self.device.limits().max_buffer_size;
         let size = bytes.max(4).next_multiple_of(4);
         if size > most {
@@ -281,10 +343,11 @@ impl Gpu {
             label: Some(label),
             size,
             usage,
-            mapped_at_creation: false,
+            mapped_at_creation: mapped,
         });
         match ready(scope.pop()).flatten() {
             None => Ok(buffer),
+            Some(_) if self.faults.lost.get().is_some() => self.check().map(|()| buffer),
             Some(_) => Err(GpuError::Memory { what: label.to_owned(), bytes: size }),
         }
     }

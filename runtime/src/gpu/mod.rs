@@ -1,15 +1,27 @@
-//! The GPU: devices, the buffers of programs, runs.
+//! The GPU: devices, the memory of programs and sessions, runs.
 
 mod cache;
 mod device;
+mod memory;
+mod profile;
 mod program;
+mod registry;
 mod run;
+mod staging;
+mod stream;
+mod transfer;
+mod weights;
 
 use std::time::Duration;
 
+use aether_codegen_wgsl::CompileError;
+
 pub use device::{Gpu, GpuOptions};
-pub use program::{GpuExecutable, Weights};
-pub use run::{DeviceState, GpuSession};
+pub use program::GpuExecutable;
+pub use registry::MemoryStats;
+pub use run::GpuSession;
+pub use transfer::DeviceState;
+pub use weights::Weights;
 
 /// What can go wrong with a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +42,14 @@ pub enum GpuError {
          layers on the GPU, or a smaller model"
     )]
     Memory { what: String, bytes: u64 },
+    /// The limit that was asked for leaves no room for what must be there at the same time.
+    #[error(
+        "the GPU's memory limit of {limit} bytes is too small: {what} takes {bytes} bytes, and all \
+         that must be there with it {needed}; raise --gpu-memory, or use a shorter context"
+    )]
+    Limit { what: String, bytes: u64, needed: u64, limit: u64 },
+    #[error(transparent)]
+    Constant(Box<CompileError>),
     #[error("the GPU refuses the shader {name}: {message}")]
     Shader { name: &'static str, message: String },
     #[error("`{step}` needs {found} workgroups along one axis, and this GPU allows {most}")]
@@ -45,4 +65,10 @@ pub enum GpuError {
     Fault(String),
     #[error("a state belongs to another session")]
     ForeignState,
+}
+
+impl From<CompileError> for GpuError {
+    fn from(e: CompileError) -> Self {
+        GpuError::Constant(Box::new(e))
+    }
 }

@@ -3,41 +3,41 @@
 //! Bind groups are made with the session. The commands of a step depend on the symbols' values
 //! alone, so those of the next step are recorded while the device works on this one; a step is
 //! then one upload of small arguments, one submission and one download.
+//!
+//! Where weights pass through the device, a step is one submission for each segment of the
+//! program, and each brings the weights that it needs: so the device works on one while the host
+//! prepares the next, and sessions that share the pool need not agree on who has it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use aether_codegen_cpu::AlignedBytes;
 use aether_codegen_wgsl::Fault;
 use aether_codegen_wgsl::kernel::{Groups, MAX_SYMBOLS};
-use aether_codegen_wgsl::program::{Buffer, buffer_bytes};
-use aether_ir::TensorType;
-use aether_ir::plan::ALIGNMENT;
 
 use super::device::PATIENCE;
+use super::memory::{Layout, Place, STATUS, SessionMemory};
+use super::profile::Profiler;
+use super::program::{Constant, Stream};
+use super::registry::Source;
+use super::staging::Staged;
+use super::transfer::{DeviceState, read, write};
 use super::{Gpu, GpuError, GpuExecutable};
 use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
-use crate::trace::Span;
+use crate::trace::{Lane, Span};
 use crate::{RunError, RuntimeError};
 
-/// Bytes of the status buffer.
-const STATUS: u64 = 8;
+/// Segments that a session has on their way at most: one that the device works on, and the next.
+const AHEAD: usize = 2;
 
 /// The memory of runs of one program on its device.
 pub struct GpuSession {
     executable: Arc<GpuExecutable>,
-    /// Symbols of the run, as shaders read them.
-    uniform: wgpu::Buffer,
-    status: wgpu::Buffer,
-    params: Vec<Place>,
-    /// Where small arguments lie together, and what was written there last: a step uploads them
-    /// at once.
-    inputs: wgpu::Buffer,
+    memory: SessionMemory,
+    /// What was written last to where small arguments lie together: a step uploads what changed.
     written: Vec<u8>,
-    /// By result; the parameter's buffer when the result takes it over.
-    results: Vec<wgpu::Buffer>,
-    groups: Vec<wgpu::BindGroup>,
     /// Where results and the status come down, and where in it each result begins.
     staging: wgpu::Buffer,
     places: Vec<u64>,
@@ -48,37 +48,14 @@ pub struct GpuSession {
     uploaded: Vec<usize>,
     /// Commands that were recorded ahead, and the symbols that they are for.
     ahead: Option<(Vec<usize>, wgpu::CommandBuffer)>,
-    bytes: u64,
     profile: Option<Profiler>,
-}
-
-/// Where an argument lies.
-#[derive(Clone)]
-struct Place {
-    buffer: wgpu::Buffer,
-    offset: u64,
-    /// Whether it is one of the small ones in [`GpuSession::inputs`].
-    small: bool,
-}
-
-/// Most bytes of an argument that is uploaded together with others.
-const SMALL: u64 = 64 << 10;
-
-/// Timestamps between dispatches.
-struct Profiler {
-    set: wgpu::QuerySet,
-    /// Dispatches that are timed: those that fit into a set.
-    steps: usize,
-    resolved: wgpu::Buffer,
-    staging: wgpu::Buffer,
-    spans: Vec<Span>,
 }
 
 impl GpuSession {
     /// Buffers for runs. Donated parameters of the same index and type share those of `other`.
     ///
     /// # Errors
-    /// When the device has no memory left.
+    /// When the device has no memory left, or its limit is too small.
     pub fn new(
         executable: Arc<GpuExecutable>,
         other: Option<&GpuSession>,
@@ -86,86 +63,22 @@ impl GpuSession {
         use wgpu::BufferUsages as U;
         let gpu = executable.gpu.clone();
         let program = &executable.program;
-        let size = |ty: &TensorType| buffer_bytes(ty.max_bytes(&program.symbols).unwrap_or(0));
-        let frame = gpu.storage("arena", program.frame_bytes)?;
-        let uniform = gpu.buffer("symbols", MAX_SYMBOLS as u64 * 4, U::UNIFORM | U::COPY_DST)?;
-        let status = gpu.storage("status", STATUS)?;
-        let given = |i: usize| program.result_aliases.contains(&Some(i));
-        let is_small = |i: usize, ty: &TensorType| !given(i) && size(ty) <= SMALL;
-        let small = program.params.iter().enumerate().filter(|(i, ty)| is_small(*i, ty));
-        let total = small.map(|(_, ty)| size(ty).next_multiple_of(ALIGNMENT)).sum::<u64>();
-        let inputs = gpu.storage("arguments", total)?;
-        let mut params = Vec::with_capacity(program.params.len());
-        let mut end = 0;
-        for (i, ty) in program.params.iter().enumerate() {
-            if is_small(i, ty) {
-                params.push(Place { buffer: inputs.clone(), offset: end, small: true });
-                end += size(ty).next_multiple_of(ALIGNMENT);
-                continue;
-            }
-            let shared =
-                other.filter(|o| given(i) && o.executable.program.params.get(i) == Some(ty));
-            let buffer = match shared {
-                Some(other) => other.params[i].buffer.clone(),
-                None => gpu.storage(&format!("argument {i}"), size(ty))?,
-            };
-            params.push(Place { buffer, offset: 0, small: false });
-        }
-        let mut results = Vec::with_capacity(program.results.len());
+        let layout = Layout::of(program);
+        let other = other.map(|other| (&*other.executable, &other.memory));
+        let mut memory = SessionMemory::new(&executable, &layout, other)?;
         let (mut places, mut host, mut end) = (Vec::new(), Vec::new(), STATUS);
-        for (i, (ty, alias)) in program.results.iter().zip(&program.result_aliases).enumerate() {
-            let bytes = if alias.is_some() { 0 } else { size(ty) };
-            results.push(match alias {
-                Some(param) => params[*param].buffer.clone(),
-                None => gpu.storage(&format!("result {i}"), bytes)?,
-            });
+        for bytes in layout.results() {
             places.push(end);
-            host.push(AlignedBytes::zeroed(bytes as usize));
+            host.push(AlignedBytes::zeroed(*bytes as usize));
             end += bytes;
         }
         let staging = gpu.buffer("results", end, U::MAP_READ | U::COPY_DST)?;
-        let mut groups = Vec::with_capacity(program.steps.len());
-        for step in &program.steps {
-            let mut entries =
-                vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            for (b, binding) in step.bindings.iter().zip(1..) {
-                let mut base = 0;
-                let buffer = match b.buffer {
-                    Buffer::Frame => &frame,
-                    Buffer::Param(i) => {
-                        base = params[i].offset;
-                        &params[i].buffer
-                    }
-                    Buffer::Result(i) => &results[i],
-                    Buffer::Constant(i) => &executable.constants[i],
-                    Buffer::Status => &status,
-                };
-                entries.push(wgpu::BindGroupEntry {
-                    binding,
-                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                        buffer,
-                        offset: base + b.offset,
-                        size: std::num::NonZeroU64::new(b.bytes),
-                    }),
-                });
-            }
-            let layout = &executable.pipelines[step.shader].layout;
-            groups.push(gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout,
-                entries: &entries,
-            }));
-        }
+        // What does not fit is known now, and without a limit it stays where it is.
+        drop(memory.pin(&executable)?);
         gpu.check()?;
-        let bytes = frame.size() + results.iter().map(wgpu::Buffer::size).sum::<u64>();
         Ok(GpuSession {
-            uniform,
-            status,
-            params,
-            written: vec![0; total as usize],
-            inputs,
-            results,
-            groups,
+            memory,
+            written: vec![0; layout.inputs() as usize],
             staging,
             places,
             host,
@@ -173,7 +86,6 @@ impl GpuSession {
             symbols: vec![usize::MAX; program.symbols.len()],
             uploaded: Vec::new(),
             ahead: None,
-            bytes,
             profile: None,
             executable,
         })
@@ -184,25 +96,8 @@ impl GpuSession {
     /// # Errors
     /// When the device has no timestamps.
     pub fn profile(&mut self) -> Result<(), GpuError> {
-        use wgpu::BufferUsages as U;
-        let gpu = &self.executable.gpu;
-        if !gpu.has_timestamps() {
-            return Err(GpuError::Device("it has no timestamps".to_owned()));
-        }
-        let steps = self.executable.program.steps.len();
-        let steps = steps.min(wgpu::QUERY_SET_MAX_QUERIES as usize - 1);
-        let bytes = (steps as u64 + 1) * 8;
-        self.profile = Some(Profiler {
-            set: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("profile"),
-                ty: wgpu::QueryType::Timestamp,
-                count: steps as u32 + 1,
-            }),
-            steps,
-            resolved: gpu.buffer("timestamps", bytes, U::QUERY_RESOLVE | U::COPY_SRC)?,
-            staging: gpu.buffer("timestamps", bytes, U::MAP_READ | U::COPY_DST)?,
-            spans: Vec::new(),
-        });
+        let profiler = Profiler::new(&self.executable.gpu, self.executable.segments())?;
+        self.profile = Some(profiler);
         self.ahead = None;
         Ok(())
     }
@@ -219,12 +114,13 @@ impl GpuSession {
 
     /// The buffer of a parameter, as state that stays on the device.
     pub(crate) fn state(&self, param: usize) -> DeviceState {
-        DeviceState { gpu: self.executable.gpu.clone(), buffer: self.params[param].buffer.clone() }
+        let tensor = self.memory.tensor(param).clone();
+        DeviceState { gpu: self.executable.gpu.clone(), tensor }
     }
 
     /// Bytes of the arena and of results.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.memory.bytes()
     }
 
     /// The bytes of result `index` of the last run; empty when it took over an argument.
@@ -256,36 +152,118 @@ impl GpuSession {
         let (gpu, program) = (&executable.gpu, &executable.program);
         let shapes = args.iter().map(|a| a.shape);
         bind(&program.params, &program.symbols, shapes, &mut self.symbols)?;
-        self.upload(args)?;
-        let commands = match self.ahead.take() {
-            Some((symbols, commands)) if symbols == self.symbols => commands,
-            _ => self.record()?,
+        let begun = Instant::now();
+        if let Some(profile) = &mut self.profile {
+            profile.spans.clear();
+        }
+        let limited = gpu.registry().limit().is_some();
+        // Without a limit everything is where it was from the start.
+        let pins = if limited { Some(self.memory.pin(&executable)?) } else { None };
+        let moved = pins.as_ref().is_some_and(|(_, moved)| *moved);
+        if moved {
+            self.ahead = None;
+        }
+        self.upload(args, moved)?;
+        let submission = match &executable.stream {
+            None => {
+                let commands = match self.ahead.take() {
+                    Some((symbols, commands)) if symbols == self.symbols => commands,
+                    _ => self.record(0, None)?,
+                };
+                gpu.queue.submit([commands])
+            }
+            Some(stream) => self.submit_segments(stream, begun)?,
         };
-        let submission = gpu.queue.submit([commands]);
         let (sender, receiver) = std::sync::mpsc::channel();
         self.staging.map_async(wgpu::MapMode::Read, .., move |outcome| {
             // Nobody listens any more when the run has failed.
             let _ = sender.send(outcome);
         });
-        // The next step most likely has the same sizes.
-        let ahead = self.record()?;
-        self.ahead = Some((self.symbols.clone(), ahead));
+        if executable.stream.is_none() {
+            // The next step most likely has the same sizes.
+            let ahead = self.record(0, None)?;
+            self.ahead = Some((self.symbols.clone(), ahead));
+        }
         gpu.wait(submission)?;
         // Another thread that waits on the device may be the one that calls back.
         match receiver.recv_timeout(PATIENCE) {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(GpuError::Device(e.to_string()).into()),
-            Err(_) => return Err(GpuError::Device("results did not arrive".to_owned()).into()),
+            Ok(Err(e)) => return Err(gpu.failed(e).into()),
+            Err(_) => return Err(gpu.failed("results did not arrive").into()),
         }
+        let ended = begun.elapsed();
         let outcome = self.collect();
         self.staging.unmap();
         outcome?;
-        self.read_stamps()?;
+        if let Some(profile) = &mut self.profile {
+            // The host's part of a run is in the trace too: then both count from its beginning.
+            let ended = executable.stream.is_some().then_some(ended);
+            profile.collect(gpu, program, executable.segments(), ended)?;
+        }
         self.give_back(args)
     }
 
-    /// Writes the symbols and those arguments that are not on the device, if they changed.
-    fn upload(&mut self, args: &[Arg<'_>]) -> Result<(), RunError> {
+    /// Submits the segments one after another, each with the weights that it needs: while the
+    /// device works on one, those of the next are read and packed.
+    fn submit_segments(
+        &mut self,
+        stream: &Stream,
+        begun: Instant,
+    ) -> Result<wgpu::SubmissionIndex, RunError> {
+        let executable = self.executable.clone();
+        let gpu = &executable.gpu;
+        let mut on_their_way: VecDeque<Staged> = VecDeque::with_capacity(AHEAD);
+        let mut last = None;
+        let mut count = (0, 0);
+        for (k, segment) in executable.segments().iter().enumerate() {
+            if segment.uploads.is_empty() {
+                last = Some(gpu.queue.submit([self.record(k, None)?]));
+                continue;
+            }
+            let spare = match on_their_way.len() < AHEAD {
+                true => stream.stagings.take(gpu, on_their_way.is_empty())?,
+                false => None,
+            };
+            // None is spare: the oldest of our own will be.
+            let Some(mut staged) = spare.or_else(|| on_their_way.pop_front()) else {
+                return Err(gpu.failed("there is no buffer for weights").into());
+            };
+            staged.ready(gpu)?;
+            let start = begun.elapsed();
+            staged.write(gpu, |put| {
+                for upload in &segment.uploads {
+                    let Constant::Streamed(weight) = &executable.constants[upload.weight] else {
+                        continue;
+                    };
+                    weight.pieces(&mut |offset, bytes| {
+                        put(upload.offset + offset, bytes);
+                        Ok(())
+                    })?;
+                }
+                Ok(())
+            })?;
+            count = (count.0 + segment.uploads.len() as u64, count.1 + segment.bytes());
+            if let Some(profile) = &mut self.profile {
+                profile.spans.push(Span {
+                    label: format!("segment {k}").into(),
+                    kernel: "pack",
+                    lane: Lane::Host,
+                    bytes: segment.bytes(),
+                    start,
+                    duration: begun.elapsed().saturating_sub(start),
+                });
+            }
+            let commands = self.record(k, Some(staged.buffer(gpu)?))?;
+            last = Some(staged.submit(gpu, commands)?);
+            on_their_way.push_back(staged);
+        }
+        gpu.registry().streamed(count.0, count.1);
+        last.ok_or_else(|| gpu.failed("there are no steps").into())
+    }
+
+    /// Writes the symbols and those arguments that are not on the device, if they changed or `all`
+    /// of them are gone.
+    fn upload(&mut self, args: &[Arg<'_>], all: bool) -> Result<(), RunError> {
         let (gpu, program) = (&self.executable.gpu, &self.executable.program);
         if self.uploaded != self.symbols {
             let mut words = [0u8; MAX_SYMBOLS * 4];
@@ -293,7 +271,7 @@ impl GpuSession {
                 slot.copy_from_slice(&(*value as u32).to_le_bytes());
             }
             let used = (self.symbols.len().max(1) * 4).next_multiple_of(16);
-            gpu.queue.write_buffer(&self.uniform, 0, &words[..used]);
+            gpu.queue.write_buffer(&self.memory.uniform, 0, &words[..used]);
             self.uploaded.clone_from(&self.symbols);
         }
         // The range of small arguments that changed.
@@ -304,10 +282,10 @@ impl GpuSession {
                 .unwrap_or(u64::MAX);
             let wrong =
                 |found: usize| aether_codegen_cpu::RunError::ArgBytes { index, expected, found };
-            let Place { buffer, offset, small } = &self.params[index];
+            let Place { offset, small, .. } = self.memory.params[index];
             let bytes: &[u8] = match &arg.data {
                 ArgData::State(State::Device(state)) => {
-                    if state.buffer != *buffer {
+                    if !Arc::ptr_eq(&state.tensor, self.memory.tensor(index)) {
                         return Err(GpuError::ForeignState.into());
                     }
                     continue;
@@ -320,12 +298,12 @@ impl GpuSession {
                 return Err(wrong(bytes.len()).into());
             }
             if !small {
-                write(gpu, buffer, bytes);
+                write(gpu, self.memory.param(index)?, bytes);
                 continue;
             }
-            let from = *offset as usize;
+            let from = offset as usize;
             let own = &mut self.written[from..from + bytes.len()];
-            if own != bytes {
+            if all || own != bytes {
                 own.copy_from_slice(bytes);
                 let end = from + bytes.len().next_multiple_of(4);
                 let (low, high) = changed.unwrap_or((from, end));
@@ -333,63 +311,81 @@ impl GpuSession {
             }
         }
         if let Some((from, end)) = changed {
-            gpu.queue.write_buffer(&self.inputs, from as u64, &self.written[from..end]);
+            gpu.queue.write_buffer(self.memory.inputs()?, from as u64, &self.written[from..end]);
         }
         Ok(())
     }
 
-    /// The commands of a step at the symbols' values.
-    fn record(&self) -> Result<wgpu::CommandBuffer, RunError> {
-        let (gpu, program) = (&self.executable.gpu, &self.executable.program);
+    /// The commands of a segment of steps at the symbols' values; its weights are in `weights`.
+    fn record(
+        &self,
+        segment: usize,
+        weights: Option<&wgpu::Buffer>,
+    ) -> Result<wgpu::CommandBuffer, RunError> {
+        let executable = &*self.executable;
+        let (gpu, program) = (&executable.gpu, &executable.program);
+        let segments = executable.segments();
+        let Some(now) = segments.get(segment) else {
+            return Err(gpu.failed("there is no such segment").into());
+        };
+        let status = &self.memory.status;
         let mut encoder = gpu
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
-        encoder.clear_buffer(&self.status, 0, None);
+        if segment == 0 {
+            encoder.clear_buffer(status, 0, None);
+        }
+        let profile = self.profile.as_ref();
+        let mut stamps = profile.map_or(0..0, |p| p.of_segment(segment));
+        if let Some(weights) = weights {
+            if let Some((p, index)) = profile.zip(stamps.next()) {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                p.stamp(&mut pass, index);
+            }
+            encoder.copy_buffer_to_buffer(weights, 0, self.memory.pool()?, 0, now.bytes());
+        }
         let value = |name: &str| value_of(&program.symbols, &self.symbols, name);
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             let mut last = usize::MAX;
-            let profile = self.profile.as_ref();
-            if let Some(p) = profile {
-                pass.write_timestamp(&p.set, 0);
+            if let Some((p, index)) = profile.zip(stamps.next()) {
+                p.stamp(&mut pass, index);
             }
-            for (i, (step, group)) in program.steps.iter().zip(&self.groups).enumerate() {
+            let groups = &self.memory.bind_groups()[now.steps.clone()];
+            for (step, group) in program.steps[now.steps.clone()].iter().zip(groups) {
                 let counts = step.groups.each_ref().map(|Groups { count, per }| {
                     count.eval(value).unwrap_or(0).div_ceil(u64::from(*per))
                 });
-                let stamp = profile.filter(|p| i < p.steps);
-                if counts.contains(&0) {
-                    if let Some(p) = stamp {
-                        pass.write_timestamp(&p.set, i as u32 + 1);
+                if !counts.contains(&0) {
+                    let [x, y, z] =
+                        dispatch(gpu, counts).map_err(|found| GpuError::Workgroups {
+                            step: step.label.to_string(),
+                            found,
+                            most: gpu.adapter().workgroups_per_axis,
+                        })?;
+                    if step.shader != last {
+                        pass.set_pipeline(&executable.pipelines[step.shader].pipeline);
+                        last = step.shader;
                     }
-                    continue;
+                    pass.set_bind_group(0, group, &[]);
+                    pass.dispatch_workgroups(x, y, z);
                 }
-                let [x, y, z] = dispatch(gpu, counts).map_err(|found| GpuError::Workgroups {
-                    step: step.label.to_string(),
-                    found,
-                    most: gpu.adapter().workgroups_per_axis,
-                })?;
-                if step.shader != last {
-                    pass.set_pipeline(&self.executable.pipelines[step.shader].pipeline);
-                    last = step.shader;
-                }
-                pass.set_bind_group(0, group, &[]);
-                pass.dispatch_workgroups(x, y, z);
-                if let Some(p) = stamp {
-                    pass.write_timestamp(&p.set, i as u32 + 1);
+                if let Some((p, index)) = profile.zip(stamps.next()) {
+                    p.stamp(&mut pass, index);
                 }
             }
         }
-        if let Some(p) = &self.profile {
-            encoder.resolve_query_set(&p.set, 0..p.steps as u32 + 1, &p.resolved, 0);
-            let bytes = p.resolved.size();
-            encoder.copy_buffer_to_buffer(&p.resolved, 0, &p.staging, 0, bytes);
+        if segment + 1 < segments.len() {
+            return Ok(encoder.finish());
         }
-        encoder.copy_buffer_to_buffer(&self.status, 0, &self.staging, 0, STATUS);
+        if let Some(p) = profile {
+            p.resolve(&mut encoder);
+        }
+        encoder.copy_buffer_to_buffer(status, 0, &self.staging, 0, STATUS);
         for (i, ty) in program.results.iter().enumerate() {
             let bytes = ty.bytes(value).unwrap_or(0).next_multiple_of(4);
             if program.result_aliases[i].is_none() && bytes > 0 {
-                let (from, to) = (&self.results[i], self.places[i]);
+                let (from, to) = (self.memory.result(i)?, self.places[i]);
                 encoder.copy_buffer_to_buffer(from, 0, &self.staging, to, bytes);
             }
         }
@@ -399,8 +395,7 @@ impl GpuSession {
     /// Takes the status and the results from the mapped staging buffer.
     fn collect(&mut self) -> Result<(), RunError> {
         let program = &self.executable.program;
-        let view =
-            self.staging.get_mapped_range(..).map_err(|e| GpuError::Device(e.to_string()))?;
+        let view = self.staging.get_mapped_range(..).map_err(|e| self.executable.gpu.failed(e))?;
         let word = |i: usize| {
             view.get(i * 4..i * 4 + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
         };
@@ -422,32 +417,6 @@ impl GpuSession {
         Ok(())
     }
 
-    /// The times between the dispatches of a profiled run.
-    fn read_stamps(&mut self) -> Result<(), RunError> {
-        let Some(profile) = &mut self.profile else { return Ok(()) };
-        let program = &self.executable.program;
-        let gpu = &self.executable.gpu;
-        let mut bytes = vec![0; profile.staging.size() as usize];
-        map(gpu, &profile.staging, &mut bytes)?;
-        let period = f64::from(gpu.queue.get_timestamp_period());
-        let stamps: Vec<u64> =
-            bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-        let begun = stamps[0];
-        let since =
-            |stamp: u64| Duration::from_nanos((stamp.saturating_sub(begun) as f64 * period) as u64);
-        let steps = program.steps.iter().take(profile.steps);
-        profile.spans = steps
-            .zip(stamps.windows(2))
-            .map(|(step, ends)| Span {
-                label: step.label.clone(),
-                kernel: program.shaders[step.shader].name,
-                start: since(ends[0]),
-                duration: since(ends[1]).saturating_sub(since(ends[0])),
-            })
-            .collect();
-        Ok(())
-    }
-
     /// Results that took over an argument on the host go back into its bytes.
     fn give_back(&self, args: &mut [Arg<'_>]) -> Result<(), RunError> {
         for alias in self.executable.program.result_aliases.iter().flatten() {
@@ -460,7 +429,7 @@ impl GpuSession {
                     return Err(aether_codegen_cpu::RunError::NotWritable { index }.into());
                 }
             };
-            read(&self.executable.gpu, &self.params[*alias].buffer, bytes)?;
+            read(&self.executable.gpu, self.memory.param(*alias)?, bytes)?;
         }
         Ok(())
     }
@@ -483,80 +452,5 @@ fn dispatch(gpu: &Gpu, counts: [u64; 3]) -> Result<[u32; 3], u64> {
     match counts.iter().find(|&&n| n > most) {
         Some(&n) => Err(n),
         None => Ok(counts.map(|n| n as u32)),
-    }
-}
-
-/// Writes bytes, the last word filled up with zeros.
-fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
-    let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
-    if !words.is_empty() {
-        gpu.queue.write_buffer(buffer, 0, words);
-    }
-    if !rest.is_empty() {
-        let mut word = [0; 4];
-        word[..rest.len()].copy_from_slice(rest);
-        gpu.queue.write_buffer(buffer, words.len() as u64, &word);
-    }
-}
-
-/// Reads the first bytes of a buffer.
-fn read(gpu: &Gpu, buffer: &wgpu::Buffer, out: &mut [u8]) -> Result<(), GpuError> {
-    if out.is_empty() {
-        return Ok(());
-    }
-    let size = (out.len() as u64).next_multiple_of(4);
-    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-    let staging = gpu.buffer("a download", size, usage)?;
-    let mut encoder =
-        gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
-    gpu.wait(gpu.queue.submit([encoder.finish()]))?;
-    map(gpu, &staging, out)
-}
-
-/// Reads the first bytes of a buffer that can be mapped and that nothing writes any more.
-fn map(gpu: &Gpu, staging: &wgpu::Buffer, out: &mut [u8]) -> Result<(), GpuError> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    staging.map_async(wgpu::MapMode::Read, .., move |outcome| {
-        // Nobody listens any more when waiting has failed.
-        let _ = sender.send(outcome);
-    });
-    gpu.wait(gpu.queue.submit([]))?;
-    match receiver.recv_timeout(PATIENCE) {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => return Err(GpuError::Device(e.to_string())),
-        Err(_) => return Err(GpuError::Device("results did not arrive".to_owned())),
-    }
-    {
-        let view = staging.get_mapped_range(..).map_err(|e| GpuError::Device(e.to_string()))?;
-        out.copy_from_slice(&view[..out.len()]);
-    }
-    staging.unmap();
-    Ok(())
-}
-
-/// State on a device.
-pub struct DeviceState {
-    gpu: Arc<Gpu>,
-    buffer: wgpu::Buffer,
-}
-
-impl DeviceState {
-    /// Bytes of the buffer.
-    pub fn bytes(&self) -> usize {
-        self.buffer.size() as usize
-    }
-
-    /// Reads the first bytes.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn read(&self, out: &mut [u8]) -> Result<(), GpuError> {
-        read(&self.gpu, &self.buffer, out)
-    }
-
-    /// Writes the first bytes.
-    pub fn write(&self, bytes: &[u8]) {
-        write(&self.gpu, &self.buffer, bytes);
     }
 }

@@ -17,7 +17,7 @@ use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
 use crate::gpu::GpuError;
 use crate::session::{Session, check_memory};
-use crate::trace::Span;
+use crate::trace::{Lane, Span};
 use crate::{RunError, RuntimeError};
 
 /// The memory of runs of one module in parts.
@@ -149,6 +149,8 @@ impl HybridSession {
                     Device::Cpu => spans.push(Span {
                         label: format!("@{}", part.name).into(),
                         kernel: "a part on the CPU",
+                        lane: Lane::Ops,
+                        bytes: 0,
                         start,
                         duration: begun.elapsed().saturating_sub(start),
                     }),
