@@ -189,3 +189,60 @@ fn quantised_products_agree_with_the_interpreter() {
         }
     }
 }
+
+/// Rows with experts picked for them, with every quantised type, from one token to many: one row for
+/// all picks of a token, and one for each.
+#[test]
+fn products_of_experts_agree_with_the_interpreter() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let (experts, n, cols, picks) = (5usize, 32usize, 256usize, 3usize);
+    for dtype in DType::quantized().chain([DType::F32, DType::F16, DType::Bf16]) {
+        let values: Vec<f32> = (0..experts * n * cols).map(|_| rng.f32() - 0.5).collect();
+        let bytes = if dtype.is_quantized() {
+            let mut bytes = vec![0; dtype.row_bytes(cols).unwrap() * experts * n];
+            quant::quantize(dtype, &values, &mut bytes).unwrap();
+            bytes
+        } else {
+            let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+            Tensor::from_f64(dtype, &[experts * n, cols], &values).unwrap().bytes().to_vec()
+        };
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let w = format!("tensor<{}x{cols}x{dtype}>", experts * n);
+        let y = format!("tensor<[s]x{picks}x{n}xf32>");
+        let source = format!(
+            "module @m {{\n  sym s in 1..=64\n  const @w : {w} = dense<0x{hex}>\n  \
+             func @main(%x: tensor<[s]x1x{cols}xf32>, %z: tensor<[s]x{picks}x{cols}xf32>, %i: tensor<[s]x{picks}xi32>) -> ({y}, {y}) {{\n    \
+             %w = constant @w : {w}\n    \
+             %0 = expert_matmul %x, %w, %i {{experts = {experts}}} : {y}\n    \
+             %1 = expert_matmul %z, %w, %i {{experts = {experts}}} : {y}\n    \
+             return %0, %1\n  }}\n}}\n",
+        );
+        let module = module(&source);
+        for s in [1usize, 3, 64] {
+            let mut inputs = random_inputs(&module, &[("s", s as u64)], &mut rng);
+            // The last expert is never picked, the first often.
+            let ids: Vec<i64> = (0..s * picks).map(|_| rng.i64(-3..4).max(0)).collect();
+            inputs[2] = Tensor::from_i64(DType::I32, &[s, picks], &ids).unwrap();
+            let tolerance = if dtype.is_quantized() { QUANT } else { FLOAT };
+            check(&format!("experts of {dtype}, {s} tokens"), &module, &inputs, tolerance);
+        }
+    }
+}
+
+/// An expert that there is not ends the run with an error.
+#[test]
+fn experts_out_of_range_are_errors() {
+    let module = module(
+        "module @m {\n  func @main(%x: tensor<2x1x4xf32>, %w: tensor<6x4xf32>, %i: tensor<2x2xi32>) -> tensor<2x2x3xf32> {\n    \
+         %0 = expert_matmul %x, %w, %i {experts = 2} : tensor<2x2x3xf32>\n    return %0\n  }\n}\n",
+    );
+    for bad in [2, -1] {
+        let mut inputs = random_inputs(&module, &[], &mut fastrand::Rng::with_seed(4));
+        inputs[2] = Tensor::from_i64(DType::I32, &[2, 2], &[0, 1, bad, 0]).unwrap();
+        let exe = Executable::compile(module.clone(), &Files::new(), &Options::default()).unwrap();
+        let error = run_executable(&Arc::new(exe), inputs.clone()).err().unwrap().to_string();
+        assert!(error.contains(&format!("expert {bad} is not among the 2")), "{error}");
+        let error = Interpreter::new(&module).run("main", inputs).err().unwrap().to_string();
+        assert!(error.contains(&format!("expert {bad} is not among the 2")), "{error}");
+    }
+}

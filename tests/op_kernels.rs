@@ -90,8 +90,9 @@ fn check(op: Op, attrs: &Attrs, operands: &[Tensor], declared: &[TensorType]) {
 }
 
 /// The ops whose every case of a plain type has a kernel here.
-const ORACLE: [&str; 32] = [
+const ORACLE: [&str; 33] = [
     "conv",
+    "expert_matmul",
     "window_sum",
     "window_max",
     "sort",
@@ -133,6 +134,7 @@ fn left_out(op: Op, operands: &[Tensor]) -> bool {
         Op::Conv => operands.iter().any(wide) || operands[0].shape().len() > 4,
         Op::Softmax | Op::LogSoftmax | Op::RmsNorm | Op::LayerNorm => wide(&operands[0]),
         Op::Matmul => operands.iter().any(|x| wide(x) || blocks(x)),
+        Op::ExpertMatmul => operands[0].dtype() != DType::F32 || blocks(&operands[1]),
         _ => false,
     }
 }

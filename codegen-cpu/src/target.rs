@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 
 use crate::kernels::attention::Attention;
 use crate::kernels::isa::Isa;
-use crate::lower::{conv, matmul, order, product, reduce};
+use crate::lower::{conv, experts, matmul, order, product, reduce};
 
 /// Main memory bytes per second and core that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 13e9;
@@ -72,6 +72,7 @@ impl Target for CpuTarget {
             }
             (Op::ScatterAdd, [x, ..]) => !matches!(x.dtype, DType::F16 | DType::Bf16),
             (Op::Conv, [x, w]) => conv::handles(x, w),
+            (Op::ExpertMatmul, [x, w, _]) => experts::handles(x, w),
             (Op::Matmul, [x, w]) => {
                 let transposed = attrs.bool("transpose_b", false);
                 let known = w.rank() == 2 && w.shape.as_const().is_some();
@@ -95,6 +96,10 @@ impl Target for CpuTarget {
             Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti | Op::MatmulGated
         ) {
             cost.launches += 1.0;
+        }
+        // The order of the rows, the rows in it, and the way back.
+        if op == Op::ExpertMatmul {
+            cost.launches += 3.0;
         }
         cost
     }
@@ -126,6 +131,7 @@ impl Target for CpuTarget {
                     _ => 0,
                 }
             }
+            Op::ExpertMatmul => experts::scratch_bytes(inst, (types[1], types[2]), symbols),
             Op::Conv => conv::scratch_bytes(inst, (types[0], types[1]), symbols, machine),
             Op::Sort | Op::TopK => order::scratch_bytes(inst, types[0], symbols, self.threads),
             Op::ReduceSum | Op::ReduceMean | Op::ReduceProd | Op::ReduceMax | Op::ReduceMin => {

@@ -42,7 +42,7 @@ impl Cost {
         let depth = operands.first().and_then(|x| x.shape.0.last()).map_or(1.0, length);
         let flops = match op {
             Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::MatmulMulti => out * depth,
-            Op::NormMatmulMulti => out * depth,
+            Op::NormMatmulMulti | Op::ExpertMatmul => out * depth,
             Op::MatmulGated | Op::NormMatmulGated => 2.0 * out * depth,
             // Every result reads a kernel's channels: the weights but for their output channels.
             Op::Conv => {

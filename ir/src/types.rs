@@ -141,6 +141,14 @@ impl Layout {
     /// Every layout.
     pub const ALL: [Layout; 3] = [Layout::RowMajor, Layout::R16, Layout::Planes];
 
+    /// Whether the rows of a matrix can be cut after every `n` of them.
+    pub fn divides(self, n: u64) -> bool {
+        match self {
+            Layout::RowMajor | Layout::Planes => true,
+            Layout::R16 => n.is_multiple_of(16),
+        }
+    }
+
     /// The name used in the text form.
     pub fn name(self) -> &'static str {
         match self {

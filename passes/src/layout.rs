@@ -49,10 +49,11 @@ enum Use {
     Other,
 }
 
-fn use_of(module: &Module, inst: &Inst, operand: usize) -> Use {
+fn use_of(module: &Module, func: &Func, inst: &Inst, operand: usize) -> Use {
     let weights = match inst.op {
         Op::Matmul | Op::MatmulAct if inst.attrs.bool("transpose_b", false) => 1..2,
         Op::MatmulAdd => 1..2,
+        Op::ExpertMatmul if whole_groups(func, inst) => 1..2,
         Op::MatmulGated => 1..3,
         Op::MatmulMulti => {
             1..1 + usize::try_from(inst.attrs.int("weights", 0))
@@ -80,6 +81,12 @@ fn use_of(module: &Module, inst: &Inst, operand: usize) -> Use {
         },
         _ => Use::Other,
     }
+}
+
+/// Whether the matrices of experts can be told apart in every layout.
+fn whole_groups(func: &Func, inst: &Inst) -> bool {
+    let rows = inst.results.first().and_then(|&r| func.ty(r).shape.0.last()?.as_const());
+    rows.is_some_and(|rows| Layout::ALL.iter().all(|layout| layout.divides(rows)))
 }
 
 /// Where the value of an operand comes from.
@@ -128,7 +135,7 @@ impl Packing {
                     if !wants(func.ty(v)) {
                         continue;
                     }
-                    let used = use_of(module, inst, i);
+                    let used = use_of(module, func, inst, i);
                     let source = &sources[v.index()];
                     if let Use::Argument(g, j) = used
                         && let Some(info) = params.get_mut(&(g, j))
@@ -269,7 +276,7 @@ impl Packing {
                     && ty.layout == Layout::RowMajor
                     && ctx.target.weight_layout(ty) != Layout::RowMajor;
                 let packs = packable
-                    && match use_of(module, inst, i) {
+                    && match use_of(module, func, inst, i) {
                         Use::Weight => true,
                         Use::Rows => self.consts.contains(name),
                         Use::Argument(g, j) => self.params.contains(&(g, j)),

@@ -625,5 +625,22 @@ for dtype in ["f32", "f16"]:
         results = [T("f32", rope(q.a, [2, 3], **attrs)), T(dtype, k_all), T(dtype, v_all)]
         case("rope_append", [q, k, v, k_cache, v_cache, T("i32", np.array(2))], results, f"{dtype}, {mode}", **attrs)
 
+# Experts ----------------------------------------------------------------------------------------
+
+def expert_matmul(x, w, ids, experts):
+    w = w.reshape(experts, -1, w.shape[1])[ids]
+    return np.einsum("tpk,tpnk->tpn", np.broadcast_to(x, (*ids.shape, x.shape[-1])), w)
+
+
+for note, x, w, ids, experts in [
+    ("a row for every pick", normal(3, 2, 5), normal(12, 5), [[0, 3], [3, 1], [1, 1]], 4),
+    ("one row for all picks", normal(2, 1, 5), normal(6, 5, dtype="f16"), [[2, 0, 1], [0, 2, 2]], 3),
+    ("bf16, one expert", normal(2, 1, 33, dtype="bf16"), normal(4, 33), [[0], [0]], 1),
+    ("quantised", normal(3, 2, 32), quantised("q4_1", 6, 32), [[1, 0], [0, 0], [1, 1]], 2),
+    ("no picks", normal(2, 1, 3), normal(4, 3), np.zeros((2, 0)), 2),
+]:
+    ids = T("i32", np.array(ids))
+    case("expert_matmul", [x, w, ids], [T(x.dtype, expert_matmul(x.a, w.a, ids.a, experts))], note, experts=experts)
+
 OUT.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES) + "\n]\n")
 print(len(CASES), "cases,", OUT.stat().st_size, "bytes")

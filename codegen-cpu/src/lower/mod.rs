@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod conv;
+pub(crate) mod experts;
 mod fused;
 mod index;
 mod llm;
@@ -337,6 +338,7 @@ impl<'a> Lower<'a> {
                 Ok(false) => product::lower(self, &site),
                 lowered => lowered,
             },
+            Op::ExpertMatmul => experts::lower(self, &site),
             Op::MatmulAdd | Op::MatmulAct => product::lower(self, &site),
             Op::MatmulGated | Op::MatmulMulti => product::lower(self, &site),
             _ => Ok(false),

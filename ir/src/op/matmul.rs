@@ -69,14 +69,19 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// A stack of matrices within a tensor: where the first begins and its size.
-struct Matrix {
-    start: usize,
-    rows: usize,
-    columns: usize,
+pub(super) struct Matrix {
+    pub start: usize,
+    pub rows: usize,
+    pub columns: usize,
 }
 
 /// `out += x · wᵀ` for w stored as `[n, k]`; every row of w is read once.
-fn multiply_rows(x: &[f64], w: &Tensor, at: &Matrix, out: &mut [f64]) -> Result<(), EvalError> {
+pub(super) fn multiply_rows(
+    x: &[f64],
+    w: &Tensor,
+    at: &Matrix,
+    out: &mut [f64],
+) -> Result<(), EvalError> {
     let (n, k) = (at.rows, at.columns);
     let mut row = vec![0.0; k];
     for j in 0..n {

@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod conv;
 pub mod elementwise;
+pub mod experts;
 pub mod fused;
 pub mod gather;
 pub mod matmul;
@@ -220,6 +221,7 @@ op_table! {
     WindowMax "window_max" 1..=1, [WINDOW, STRIDE, PADDING], window::infer_window_max, Some(window::eval_window_max), "Greatest of sliding windows of the trailing axes, and its i32 place in them, row-major; the first among equals; NaN is greatest. Padding is never picked and must be smaller than the window.";
 
     Matmul "matmul" 2..=2, [TRANSPOSE_B], matmul::infer_matmul, Some(matmul::eval_matmul), "Matrix product over the last two axes, leading axes broadcast. The right operand may be quantised with `transpose_b` (blocks lie along k); sums are f32 or f64.";
+    ExpertMatmul "expert_matmul" 3..=3, [req("experts", AttrKind::Int, "how many matrices the second operand stacks")], experts::infer_expert_matmul, Some(experts::eval_expert_matmul), "Rows times the transposed matrix of an expert each: x [tokens, picks, k], or [tokens, 1, k] for the same row with every pick, the matrices of all experts one above the other [experts * n, k], and the i32 experts picked [tokens, picks], to [tokens, picks, n]. An expert out of range is an error.";
     Conv "conv" 2..=2, [STRIDE, PADDING, DILATION, LHS_DILATION, opt("groups", AttrKind::Int, "parts into which the channels fall (default 1)")], conv::infer_conv, Some(conv::eval_conv), "Convolution (cross-correlation) of x [n, c_in, spatial…] with w [c_out, c_in / groups, kernel…] to [n, c_out, spatial…].";
 
     Softmax "softmax" 1..=1, [AXIS], norm::infer_softmax, Some(norm::eval_softmax), "exp(x - max) over their sum, along an axis.";

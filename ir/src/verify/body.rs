@@ -352,7 +352,7 @@ impl Body<'_> {
             let Some(value) = self.func.values.get(operand.value.index()) else { continue };
             let reads_packed = match inst.op {
                 Op::Call => true,
-                Op::Matmul | Op::MatmulAdd | Op::MatmulAct => k == 1,
+                Op::Matmul | Op::MatmulAdd | Op::MatmulAct | Op::ExpertMatmul => k == 1,
                 Op::MatmulGated => k == 1 || k == 2,
                 Op::MatmulMulti => {
                     let n = usize::try_from(inst.attrs.int("weights", 0)).unwrap_or(0);

@@ -71,6 +71,7 @@ pub(crate) fn derivative(op: Op) -> Derivative {
         Op::TopK => Rule(sort::top_k),
 
         Op::Matmul => Rule(matmul::matmul),
+        Op::ExpertMatmul => Composed(matmul::expert_matmul),
         Op::Conv => Rule(window::conv),
 
         Op::Softmax => Rule(norm::softmax),

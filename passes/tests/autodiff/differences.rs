@@ -239,6 +239,8 @@ table! {
         [("x: tensor<[s]x2xf64>", Distinct)] "%v, %i = sort %x {axis = 0, descending = true} : tensor<[s]x2xf64>, tensor<[s]x2xi32>";
     "top_k": [("x: tensor<2x4xf64>", Distinct)] "%v, %i = top_k %x {k = 2} : tensor<2x2xf64>, tensor<2x2xi32>"
         [("x: tensor<[t]x[s]xf64>", Distinct)] "%v, %i = top_k %x {k = 1} : tensor<[t]x1xf64>, tensor<[t]x1xi32>";
+    "expert_matmul": [("x: tensor<2x1x3xf64>", Any), ("w: tensor<6x3xf64>", Any), ("i: tensor<2x2xi32>", Below(3))] "%y = expert_matmul %x, %w, %i {experts = 3} : tensor<2x2x2xf64>"
+        [("x: tensor<[s]x2x3xf64>", Any), ("w: tensor<2x3xf64>", Any), ("i: tensor<[s]x2xi32>", Below(2))] "%y = expert_matmul %x, %w, %i {experts = 2} : tensor<[s]x2x1xf64>";
     "cumsum": [("x: tensor<2x3xf64>", Any)] "%y = cumsum %x {axis = 1} : tensor<2x3xf64>"
         [("x: tensor<[s]x2xf64>", Any)] "%y = cumsum %x {axis = 0, exclusive = true, reverse = true} : tensor<[s]x2xf64>";
     "window_sum": [("x: tensor<2x5xf64>", Any)] "%y = window_sum %x {window = [2]} : tensor<2x4xf64>"

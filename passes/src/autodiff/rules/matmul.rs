@@ -1,11 +1,12 @@
 //! The matrix product. With y = x · w: dx = g · wᵀ and dw = xᵀ · g.
 
-use aether_ir::{Layout, Shape};
+use aether_ir::{Dim, Layout, Shape};
 
 use super::super::emit::Val;
 use super::super::vjp::Vjp;
 
 type Ruled = Result<(), String>;
+type Composed<'e> = Result<Vec<Val<'e>>, String>;
 
 pub(crate) fn matmul(v: &Vjp) -> Ruled {
     let transposed = v.attrs().bool("transpose_b", false);
@@ -42,4 +43,21 @@ fn rows(x: Val) -> Val {
         None => return x,
     };
     x.reshape(Shape(vec![lead.numel(), last]))
+}
+
+/// As the matrices picked, gathered, times the rows.
+pub(crate) fn expert_matmul<'e>(v: &Vjp<'e>) -> Composed<'e> {
+    let (x, w, picks) = (v.x(0), v.x(1), v.x(2));
+    let ty = w.ty();
+    if ty.layout != Layout::RowMajor {
+        return Err(format!("the weight is packed ({ty}): differentiate before `layout` runs"));
+    }
+    let w = if ty.dtype.is_quantized() { w.cast(x.dtype()) } else { w };
+    let experts = v.attrs().int("experts", 1).max(1) as u64;
+    let (rows, k) = (w.dim(0).as_const().unwrap_or(0), w.dim(1));
+    let n = rows / experts;
+    let w = w.reshape(Shape(vec![Dim::new(experts), Dim::new(n), k.clone()]));
+    let x = x.reshape(Shape(vec![x.dim(0), x.dim(1), Dim::new(1), k]));
+    let out = x.matmul(w.gather(picks, 0), true);
+    Ok(vec![out.reshape(Shape(vec![picks.dim(0), picks.dim(1), Dim::new(n)]))])
 }
