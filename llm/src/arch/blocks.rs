@@ -1,15 +1,15 @@
-//! Blocks that architectures share: norm, linear layer, attention over the cache, gated
-//! feed-forward network.
+//! What layer functions are built from: parameters, norms, linear layers, the gated feed-forward
+//! network. Attention is in `attention`, experts in `experts`.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use aether_ir::{
-    Attrs, BuildError, DType, Dim, Func, FuncBuilder, Op, Operand, TensorType, ValueId, donate,
+    Attrs, BuildError, DType, Dim, Func, FuncBuilder, Op, Operand, TensorType, ValueId,
 };
 
-use super::hparams::{Hparams, RopeScaling};
+use super::hparams::{Block, Hparams};
 use super::weights::const_name;
 use super::{ArchError, Bounds};
 
@@ -26,14 +26,16 @@ pub(super) const ROWS: &str = "r";
 pub struct LayerBuilder<'a> {
     /// Sizes and constants.
     pub hparams: &'a Hparams,
+    /// What this block has for itself.
+    pub block: Block,
     path: &'a Path,
-    f: FuncBuilder,
+    pub(super) f: FuncBuilder,
     x: ValueId,
-    place: Place,
-    k_cache: ValueId,
-    v_cache: ValueId,
+    pub(super) place: Place,
+    pub(super) k_cache: ValueId,
+    pub(super) v_cache: ValueId,
     rows: Option<ValueId>,
-    rope_freqs: Option<ValueId>,
+    pub(super) rope_factors: Option<ValueId>,
     weights: HashMap<&'static str, ValueId>,
 }
 
@@ -114,14 +116,38 @@ pub(super) fn as_f32(f: &mut FuncBuilder, x: ValueId) -> Result<ValueId, BuildEr
     f.op_to(Op::Cast, &[x], Attrs::new(), ty)
 }
 
+/// The value times a number; itself when that is one.
+pub(super) fn scaled(f: &mut FuncBuilder, x: ValueId, by: f64) -> Result<ValueId, BuildError> {
+    if by == 1.0 {
+        return Ok(x);
+    }
+    let by = number(f, by)?;
+    f.op(Op::Mul, &[x, by], Attrs::new())
+}
+
+/// `cap * tanh(x / cap)`; x itself when the cap is 0.
+pub(super) fn capped(f: &mut FuncBuilder, x: ValueId, cap: f64) -> Result<ValueId, BuildError> {
+    if cap == 0.0 {
+        return Ok(x);
+    }
+    let x = scaled(f, x, 1.0 / cap)?;
+    let x = f.op(Op::Tanh, &[x], Attrs::new())?;
+    scaled(f, x, cap)
+}
+
+/// A scalar constant.
+pub(super) fn number(f: &mut FuncBuilder, value: f64) -> Result<ValueId, BuildError> {
+    f.op_to(Op::Splat, &[], Attrs::new().with("value", value), TensorType::scalar(DType::F32))
+}
+
 impl<'a> LayerBuilder<'a> {
     pub(super) fn new(
         name: Arc<str>,
         hparams: &'a Hparams,
         path: &'a Path,
         bounds: &Bounds,
-        is_last: bool,
-        rope_freqs: Option<&TensorType>,
+        (is_last, block): (bool, Block),
+        rope_factors: Option<&TensorType>,
         weights: &[(&'static str, TensorType)],
     ) -> Self {
         let mut f = FuncBuilder::new(name);
@@ -131,7 +157,7 @@ impl<'a> LayerBuilder<'a> {
         let k_cache = f.param("k_cache", k);
         let v_cache = f.param("v_cache", v);
         let rows = is_last.then(|| f.param("rows", rows_type()));
-        let rope_freqs = rope_freqs.map(|ty| f.param("rope_freqs", ty.clone()));
+        let rope_factors = rope_factors.map(|ty| f.param("rope_freqs", ty.clone()));
         let weights = weights
             .iter()
             .map(|(name, ty)| {
@@ -139,23 +165,73 @@ impl<'a> LayerBuilder<'a> {
                 (*name, f.param(&readable, ty.clone()))
             })
             .collect();
-        LayerBuilder { hparams, path, f, x, place, k_cache, v_cache, rows, rope_freqs, weights }
+        LayerBuilder {
+            hparams,
+            block,
+            path,
+            f,
+            x,
+            place,
+            k_cache,
+            v_cache,
+            rows,
+            rope_factors,
+            weights,
+        }
     }
 
     pub(super) fn finish(self) -> Func {
         self.f.finish(&[self.x, self.k_cache, self.v_cache])
     }
 
-    fn built<T>(&self, result: Result<T, BuildError>) -> Result<T, ArchError> {
+    pub(super) fn built<T>(&self, result: Result<T, BuildError>) -> Result<T, ArchError> {
         result.map_err(|source| ArchError::Build { path: self.path.to_owned(), source })
     }
 
-    fn named(&mut self, value: ValueId, name: &str) -> ValueId {
+    /// A value that building gave, with a name.
+    pub(super) fn named(
+        &mut self,
+        value: Result<ValueId, BuildError>,
+        name: &str,
+    ) -> Result<ValueId, ArchError> {
+        let value = self.built(value)?;
         self.f.name(value, name);
-        value
+        Ok(value)
     }
 
-    fn weight(&self, name: &str) -> Result<ValueId, ArchError> {
+    pub(super) fn op(
+        &mut self,
+        op: Op,
+        operands: &[ValueId],
+        attrs: Attrs,
+        name: &str,
+    ) -> Result<ValueId, ArchError> {
+        let out = self.f.op(op, operands, attrs);
+        self.named(out, name)
+    }
+
+    /// The same elements under other dimensions.
+    pub(super) fn reshape(
+        &mut self,
+        x: ValueId,
+        dims: impl IntoIterator<Item = Dim>,
+        name: &str,
+    ) -> Result<ValueId, ArchError> {
+        let ty = TensorType::new(self.f.ty(x).dtype, dims);
+        let out = self.f.op_to(Op::Reshape, &[x], Attrs::new(), ty);
+        self.named(out, name)
+    }
+
+    /// The first dimension: tokens, or behind the last layer's attention the wanted rows.
+    pub(super) fn row_count(&self, x: ValueId) -> Dim {
+        self.f.ty(x).shape.0[0].clone()
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.weights.contains_key(name)
+    }
+
+    pub(super) fn weight(&self, name: &str) -> Result<ValueId, ArchError> {
         self.weights.get(name).copied().ok_or_else(|| ArchError::MissingTensor {
             path: self.path.to_owned(),
             name: name.to_owned(),
@@ -173,9 +249,7 @@ impl<'a> LayerBuilder<'a> {
     /// # Errors
     /// When the types differ.
     pub fn add(&mut self, value: ValueId, name: &str) -> Result<(), ArchError> {
-        let sum = self.f.op(Op::Add, &[self.x, value], Attrs::new());
-        let sum = self.built(sum)?;
-        self.x = self.named(sum, name);
+        self.x = self.op(Op::Add, &[self.x, value], Attrs::new(), name)?;
         Ok(())
     }
 
@@ -186,8 +260,15 @@ impl<'a> LayerBuilder<'a> {
     pub fn norm(&mut self, x: ValueId, weight: &'static str) -> Result<ValueId, ArchError> {
         let w = self.weight(weight)?;
         let out = rms_norm(&mut self.f, x, w, self.hparams.rms_eps);
-        let out = self.built(out)?;
-        Ok(self.named(out, const_name(weight)))
+        self.named(out, const_name(weight))
+    }
+
+    /// As [`LayerBuilder::norm`] where the block has the weight, else `x`.
+    ///
+    /// # Errors
+    /// When the weight does not fit.
+    pub fn norm_if(&mut self, x: ValueId, weight: &'static str) -> Result<ValueId, ArchError> {
+        if self.has(weight) { self.norm(x, weight) } else { Ok(x) }
     }
 
     /// x · wᵀ, plus the bias when the model has it.
@@ -203,122 +284,33 @@ impl<'a> LayerBuilder<'a> {
     ) -> Result<ValueId, ArchError> {
         let w = self.weight(weight)?;
         let out = product(&mut self.f, x, w);
-        let mut out = self.built(out)?;
-        if let Some(&bias) = self.weights.get(bias) {
-            self.named(out, &format!("{name}_product"));
-            let sum = as_f32(&mut self.f, bias)
-                .and_then(|bias| self.f.op(Op::Add, &[out, bias], Attrs::new()));
-            out = self.built(sum)?;
-        }
-        Ok(self.named(out, name))
+        let Some(&bias) = self.weights.get(bias) else { return self.named(out, name) };
+        let out = self.named(out, &format!("{name}_product"))?;
+        let sum = as_f32(&mut self.f, bias)
+            .and_then(|bias| self.f.op(Op::Add, &[out, bias], Attrs::new()));
+        self.named(sum, name)
     }
 
-    fn heads(
-        &mut self,
-        x: ValueId,
-        heads: u64,
-        width: u64,
-        name: &str,
-    ) -> Result<ValueId, ArchError> {
-        let dims = [Dim::from(TOKENS), Dim::new(heads), Dim::new(width)];
-        let ty = TensorType::new(DType::F32, dims);
-        let out = self.f.op_to(Op::Reshape, &[x], Attrs::new(), ty);
-        let out = self.built(out)?;
-        Ok(self.named(out, name))
-    }
-
-    fn rope(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
-        let hp = self.hparams;
-        let mut attrs = Attrs::new()
-            .with("mode", hp.rope_mode.name())
-            .with("theta", hp.rope_theta)
-            .with("n_dims", hp.rope_dims as i64);
-        match hp.rope_scaling {
-            RopeScaling::None => {}
-            RopeScaling::Linear { factor } => attrs = attrs.with("freq_scale", 1.0 / factor),
-            RopeScaling::Yarn { factor, attn_factor, beta_fast, beta_slow, original_context } => {
-                attrs = attrs
-                    .with("freq_scale", 1.0 / factor)
-                    .with("ext_factor", 1.0)
-                    .with("attn_factor", attn_factor)
-                    .with("beta_fast", beta_fast)
-                    .with("beta_slow", beta_slow)
-                    .with("n_ctx_orig", i64::from(original_context));
-            }
-        }
-        let out = match self.rope_freqs {
-            Some(freqs) => self.f.op(Op::Rope, &[x, self.place.past, freqs], attrs),
-            None => self.f.op(Op::Rope, &[x, self.place.past], attrs),
-        };
-        let out = self.built(out)?;
-        Ok(self.named(out, name))
-    }
-
-    /// Attention of the normed input over the cache, which grows by the new keys and values;
-    /// the projection back is included.
-    ///
-    /// # Errors
-    /// When the weights do not fit.
-    pub fn attention(&mut self, x: ValueId) -> Result<ValueId, ArchError> {
-        let hp = self.hparams;
-        let q = self.linear(x, "attn_q.weight", "attn_q.bias", "q")?;
-        let k = self.linear(x, "attn_k.weight", "attn_k.bias", "k")?;
-        let v = self.linear(x, "attn_v.weight", "attn_v.bias", "v")?;
-        let q = self.heads(q, hp.n_heads, hp.key_len, "q_heads")?;
-        let k = self.heads(k, hp.n_kv_heads, hp.key_len, "k_heads")?;
-        let v = self.heads(v, hp.n_kv_heads, hp.value_len, "v_heads")?;
-        let q = self.rope(q, "q_rope")?;
-        let k = self.rope(k, "k_rope")?;
-        self.k_cache = self.append(self.k_cache, k, "k_all")?;
-        self.v_cache = self.append(self.v_cache, v, "v_all")?;
-        let mut attrs = Attrs::new().with("scale", 1.0 / (hp.key_len as f64).sqrt());
-        if hp.window > 0 {
-            attrs = attrs.with("window", hp.window as i64);
-        }
-        let mut operands = vec![q, self.k_cache, self.v_cache];
-        operands.extend(self.place.values());
-        let out = self.f.op(Op::Attention, &operands, attrs);
-        let out = self.built(out)?;
-        let out = self.named(out, "attn_heads");
-        let dims = [Dim::from(TOKENS), Dim::new(hp.n_heads * hp.value_len)];
-        let flat =
-            self.f.op_to(Op::Reshape, &[out], Attrs::new(), TensorType::new(DType::F32, dims));
-        let flat = self.built(flat)?;
-        let mut flat = self.named(flat, "attn");
-        if let Some(rows) = self.rows {
-            flat = self.gather(flat, rows, "attn_rows")?;
-            self.x = self.gather(self.x, rows, "x_rows")?;
-        }
-        self.linear(flat, "attn_output.weight", "attn_output.bias", "attn_out")
-    }
-
-    fn gather(&mut self, x: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {
-        let out = self.f.op(Op::Gather, &[x, rows], Attrs::new().with("axis", 0i64));
-        let out = self.built(out)?;
-        Ok(self.named(out, name))
-    }
-
-    fn append(&mut self, cache: ValueId, rows: ValueId, name: &str) -> Result<ValueId, ArchError> {
-        let mut operands = vec![donate(cache), rows.into()];
-        operands.extend(self.place.values().map(Operand::from));
-        let out = self.f.op_multi(Op::KvAppend, &operands, Attrs::new(), &[]);
-        let out = self.built(out)?[0];
-        Ok(self.named(out, name))
+    /// Goes on with the rows whose logits are wanted, in the last layer: the stream, and `x`.
+    pub(super) fn wanted_rows(&mut self, x: ValueId) -> Result<ValueId, ArchError> {
+        let Some(rows) = self.rows else { return Ok(x) };
+        let axis = || Attrs::new().with("axis", 0i64);
+        let x = self.op(Op::Gather, &[x, rows], axis(), "attn_rows")?;
+        self.x = self.op(Op::Gather, &[self.x, rows], axis(), "x_rows")?;
+        Ok(x)
     }
 
     /// The gated feed-forward network: `down(act(gate x) * up x)`, where `act` is a unary op.
-    ///
-    /// # Errors
-    /// When the weights do not fit.
-    pub fn gated_ffn(&mut self, x: ValueId, act: Op) -> Result<ValueId, ArchError> {
+    pub(super) fn gated_ffn(&mut self, x: ValueId, act: Op) -> Result<ValueId, ArchError> {
         let gate = self.linear(x, "ffn_gate.weight", "ffn_gate.bias", "ffn_gate")?;
         let up = self.linear(x, "ffn_up.weight", "ffn_up.bias", "ffn_up")?;
-        let gate = self.f.op(act, &[gate], Attrs::new());
-        let gate = self.built(gate)?;
-        let gate = self.named(gate, "ffn_act");
-        let gated = self.f.op(Op::Mul, &[gate, up], Attrs::new());
-        let gated = self.built(gated)?;
-        let gated = self.named(gated, "ffn_gated");
+        let gate = self.op(act, &[gate], Attrs::new(), "ffn_act")?;
+        let gated = self.op(Op::Mul, &[gate, up], Attrs::new(), "ffn_gated")?;
         self.linear(gated, "ffn_down.weight", "ffn_down.bias", "ffn_out")
     }
+}
+
+/// Operands none of which is donated.
+pub(super) fn plain(values: impl IntoIterator<Item = ValueId>) -> Vec<Operand> {
+    values.into_iter().map(Operand::from).collect()
 }

@@ -7,13 +7,18 @@ use aether_ir::{
 };
 
 use super::blocks::{self, Place, ROWS, TOKENS, cache_types, rows_type, stream_type};
+use super::rope::RopeScaling;
 use super::weights::{Spec, TOKEN_EMBD, Weights};
-use super::{ArchError, Architecture, Bounds, Hparams, LayerBuilder, MAIN, identifier};
+use super::{ArchError, Architecture, Block, Bounds, Hparams, LayerBuilder, MAIN, identifier};
 use crate::gguf::{Gguf, TensorInfo};
 
-/// Whether a block is the last, and its weights by name and type: blocks with equal ones share a
-/// function.
-type Signature = (bool, Vec<(&'static str, TensorType)>);
+/// Whether a block is the last, what it has for itself, and its weights by name and type: blocks
+/// with equal ones share a function.
+type Signature = (bool, Block, Vec<(&'static str, TensorType)>);
+
+/// LongRoPE's factors beyond the original context, and up to it.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
 struct Builder<'g> {
     arch: &'g dyn Architecture,
@@ -61,7 +66,7 @@ impl<'g> Builder<'g> {
         let place = Place::params(&mut f, self.bounds);
         let rows = f.param("rows", rows_type());
         let (k_type, v_type) = cache_types(hp, self.bounds);
-        let caches: Vec<(ValueId, ValueId)> = (0..hp.n_layers)
+        let caches: Vec<(ValueId, ValueId)> = (0..hp.n_layers())
             .map(|i| {
                 let k = f.param(&format!("k{i}"), k_type.clone());
                 (k, f.param(&format!("v{i}"), v_type.clone()))
@@ -69,43 +74,36 @@ impl<'g> Builder<'g> {
             .collect();
 
         let embd_spec = Spec::matrix(TOKEN_EMBD, hp.n_vocab, hp.n_embd);
-        let embd = self.weights.require(TOKEN_EMBD, &embd_spec)?;
-        let embd = self.constant(&mut f, embd, &embd_spec);
+        let embd = self.weights.require(&embd_spec)?;
+        let embd = self.constant(&mut f, &embd, &embd_spec);
         let gathered = f
             .op(Op::Gather, &[embd, tokens], Attrs::new().with("axis", 0i64))
-            .and_then(|x| blocks::as_f32(&mut f, x));
+            .and_then(|x| blocks::as_f32(&mut f, x))
+            .and_then(|x| blocks::scaled(&mut f, x, hp.embd_scale));
         let mut x = self.built(gathered)?;
         f.name(x, "embedded");
 
-        let freqs_spec = Spec::vector("rope_freqs.weight", hp.rope_dims / 2).optional();
-        let freqs = match self.weights.find(freqs_spec.name, &freqs_spec)? {
-            Some(tensor) => {
-                let value = self.constant(&mut f, tensor, &freqs_spec);
-                let cast = blocks::as_f32(&mut f, value);
-                Some(self.built(cast)?)
-            }
-            None => None,
-        };
+        let factors = self.rope_factors(&mut f)?;
 
-        let mut returns = Vec::with_capacity(1 + 2 * hp.n_layers);
+        let mut returns = Vec::with_capacity(1 + 2 * caches.len());
         for (i, &(k, v)) in caches.iter().enumerate() {
             let mut operands: Vec<Operand> = vec![x.into()];
             operands.extend(place.values().map(Operand::from));
             operands.extend([donate(k), donate(v)]);
-            let is_last = i + 1 == hp.n_layers;
+            let is_last = i + 1 == caches.len();
             operands.extend(is_last.then_some(Operand::from(rows)));
-            operands.extend(freqs.map(Operand::from));
+            operands.extend(factors.map(Operand::from));
             let mut weights = Vec::new();
-            for spec in self.arch.layer_weights(hp) {
-                let name = format!("blk.{i}.{}", spec.name);
-                if let Some(tensor) = self.weights.find(&name, &spec)? {
-                    let value = self.constant(&mut f, tensor, &spec);
+            let (block, prefix) = (hp.blocks[i], format!("blk.{i}."));
+            for spec in self.arch.layer_weights(hp, &block) {
+                if let Some(tensor) = self.weights.find(&prefix, &spec)? {
+                    let value = self.constant(&mut f, &tensor, &spec);
                     weights.push((spec.name, f.ty(value).clone()));
                     operands.push(value.into());
                 }
             }
-            let freqs_type = freqs.map(|v| f.ty(v).clone());
-            let callee = self.layer((is_last, weights), freqs_type.as_ref())?;
+            let factors_type = factors.map(|v| f.ty(v).clone());
+            let callee = self.layer((is_last, block, weights), factors_type.as_ref())?;
             let of = if is_last { ROWS } else { TOKENS };
             let types = [stream_type(hp, of), k_type.clone(), v_type.clone()];
             let results = f.call(callee, &operands, &types);
@@ -117,18 +115,20 @@ impl<'g> Builder<'g> {
         }
 
         let norm_spec = Spec::vector("output_norm.weight", hp.n_embd);
-        let norm = self.weights.require(norm_spec.name, &norm_spec)?;
-        let norm = self.constant(&mut f, norm, &norm_spec);
+        let norm = self.weights.require(&norm_spec)?;
+        let norm = self.constant(&mut f, &norm, &norm_spec);
         let head_spec = Spec::matrix("output.weight", hp.n_vocab, hp.n_embd).optional();
-        let head = match self.weights.find(head_spec.name, &head_spec)? {
-            Some(tensor) => self.constant(&mut f, tensor, &head_spec),
+        let head = match self.weights.find("", &head_spec)? {
+            Some(tensor) => self.constant(&mut f, &tensor, &head_spec),
             // Tied to the embedding.
             None => embd,
         };
         let normed = blocks::rms_norm(&mut f, x, norm, hp.rms_eps);
         let normed = self.built(normed)?;
         f.name(normed, "normed");
-        let logits = blocks::product(&mut f, normed, head);
+        self.weights.all_used()?;
+        let logits = blocks::product(&mut f, normed, head)
+            .and_then(|logits| blocks::capped(&mut f, logits, hp.logit_softcap));
         let logits = self.built(logits)?;
         f.name(logits, "logits");
         returns.insert(0, logits);
@@ -138,11 +138,44 @@ impl<'g> Builder<'g> {
         Ok(self.module)
     }
 
+    /// What divides the frequencies of the rotation: Llama 3's factors, or of LongRoPE's those for
+    /// the context that is asked for.
+    fn rope_factors(&mut self, f: &mut FuncBuilder) -> Result<Option<ValueId>, ArchError> {
+        let Some(rope) = self.hp.blocks.first().map(|block| block.rope) else { return Ok(None) };
+        let spec = |name| Spec::vector(name, rope.dims / 2).optional();
+        let mut found = None;
+        // All are looked for: a file may have those for the other range too.
+        for name in ["rope_freqs.weight", LONG_FACTORS, SHORT_FACTORS] {
+            let spec = spec(name);
+            let wanted = match name {
+                LONG_FACTORS => self.bounds.context as u64 > rope.original_context,
+                SHORT_FACTORS => self.bounds.context as u64 <= rope.original_context,
+                _ => true,
+            };
+            let tensor = self.weights.find("", &spec)?;
+            if wanted && found.is_none() {
+                found = tensor.map(|tensor| self.constant(f, &tensor, &spec));
+            }
+        }
+        match found {
+            None if rope.scaling == RopeScaling::Long => {
+                self.weights.require(&spec(SHORT_FACTORS))?;
+                self.weights.require(&spec(LONG_FACTORS))?;
+                Ok(None)
+            }
+            None => Ok(None),
+            Some(factors) => {
+                let cast = blocks::as_f32(f, factors);
+                self.built(cast).map(Some)
+            }
+        }
+    }
+
     /// The function for blocks with these weights.
     fn layer(
         &mut self,
         signature: Signature,
-        freqs: Option<&TensorType>,
+        factors: Option<&TensorType>,
     ) -> Result<Arc<str>, ArchError> {
         if let Some((_, name)) = self.layers.iter().find(|(s, _)| *s == signature) {
             return Ok(name.clone());
@@ -156,9 +189,9 @@ impl<'g> Builder<'g> {
             self.hp,
             self.gguf.path(),
             self.bounds,
-            signature.0,
-            freqs,
-            &signature.1,
+            (signature.0, signature.1),
+            factors,
+            &signature.2,
         );
         self.arch.layer(&mut layer)?;
         self.module.add_func(layer.finish());

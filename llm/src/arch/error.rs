@@ -23,6 +23,13 @@ pub enum ArchError {
     Key { path: PathBuf, key: String, value: String, expected: String },
     #[error("{}: tensor {name:?} is missing; it should have shape {expected:?}", path.display())]
     MissingTensor { path: PathBuf, name: String, expected: Vec<u64> },
+    /// The file has a tensor whose part in the computation is not known.
+    #[error(
+        "{}: tensor {name:?} is not part of the architecture as it is supported here; \
+         without it the model would compute something else",
+        path.display()
+    )]
+    UnknownTensor { path: PathBuf, name: String },
     /// Shapes in the order of the file, row length first.
     #[error(
         "{}: tensor {name:?} has shape {found:?}, but {expected:?} was expected",

@@ -1,45 +1,11 @@
 //! Sizes and constants of a model, read from the metadata and checked.
 
-use crate::gguf::{Gguf, GgufError, Optional};
+use crate::gguf::{Gguf, GgufError, Optional, Value};
 
 use super::ArchError;
-
-/// Which elements of a head are rotated together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeMode {
-    /// Neighbours, as in LLaMA's own weights.
-    Norm,
-    /// An element and the one half the rotated width further, as in GPT-NeoX.
-    Neox,
-}
-
-impl RopeMode {
-    /// The value of the op's attribute.
-    pub fn name(self) -> &'static str {
-        match self {
-            RopeMode::Norm => "norm",
-            RopeMode::Neox => "neox",
-        }
-    }
-}
-
-/// How positions are stretched beyond the context of the training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// Positions are divided by the factor.
-    Linear {
-        factor: f64,
-    },
-    /// YaRN (Peng et al. 2023).
-    Yarn {
-        factor: f64,
-        attn_factor: f64,
-        beta_fast: f64,
-        beta_slow: f64,
-        original_context: u32,
-    },
-}
+use super::experts::Experts;
+use super::latent::Latent;
+use super::rope::{Rope, RopeMode};
 
 /// What the metadata says of a decoder with attention and a gated feed-forward network.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +14,6 @@ pub struct Hparams {
     pub arch: &'static str,
     /// The model's name, when the file has one.
     pub name: Option<String>,
-    pub n_layers: usize,
     pub n_embd: u64,
     pub n_ff: u64,
     pub n_heads: u64,
@@ -61,19 +26,53 @@ pub struct Hparams {
     /// Context length of the training.
     pub n_ctx_train: u64,
     pub rms_eps: f64,
-    pub rope_mode: RopeMode,
-    pub rope_theta: f64,
-    /// Elements of each head that are rotated.
-    pub rope_dims: u64,
-    pub rope_scaling: RopeScaling,
+    /// Factor of what is looked up in the embedding table.
+    pub embd_scale: f64,
+    /// Factor of the scores of attention.
+    pub attn_scale: f64,
+    /// Scores become `cap * tanh(score / cap)`; 0 for none.
+    pub attn_softcap: f64,
+    /// The same of the logits.
+    pub logit_softcap: f64,
+    /// The experts of those blocks that have some.
+    pub experts: Option<Experts>,
+    /// Sizes of multi-head latent attention, where the blocks have it.
+    pub latent: Option<Latent>,
+    /// What differs between blocks, one for each.
+    pub blocks: Vec<Block>,
+}
+
+/// What differs between the blocks of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block {
     /// Keys further back than this are not seen; 0 for all.
     pub window: u64,
+    pub rope: Rope,
+    /// Whether its feed-forward network has experts.
+    pub experts: bool,
 }
 
 /// No dimension of a model is believed beyond this.
 const MOST: u64 = 1 << 24;
 /// Most blocks.
 const MOST_LAYERS: u64 = 1024;
+
+/// Keys of near kin that change what a model computes, and that no architecture here knows. Zero
+/// stands for "without".
+const REFUSED: &[&str] = &[
+    "attention.clamp_kqv",
+    "attention.key_length_swa",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.temperature_scale",
+    "attention.value_length_swa",
+    "embedding_scale",
+    "logit_scale",
+    "nextn_predict_layers",
+    "residual_scale",
+    "rope.dimension_count_swa",
+    "rope.scaling.alpha",
+];
 
 /// Reads keys `ARCH.name` and checks them.
 pub(super) struct Keys<'g> {
@@ -125,6 +124,14 @@ impl<'g> Keys<'g> {
         }
     }
 
+    /// A number that may be missing, which is 0.
+    pub fn count(&self, name: &str) -> Result<u64, ArchError> {
+        match self.gguf.get_u64(&self.key(name)).optional()? {
+            None | Some(0) => Ok(0),
+            Some(value) => self.checked(name, value, MOST),
+        }
+    }
+
     /// An integer that some files give per layer: then all layers must have the same.
     pub fn uniform(&self, name: &str) -> Result<Option<u64>, ArchError> {
         let key = self.key(name);
@@ -152,56 +159,48 @@ impl<'g> Keys<'g> {
         }
     }
 
+    pub fn flag(&self, name: &str) -> Result<bool, ArchError> {
+        Ok(self.gguf.get_bool(&self.key(name)).optional()?.unwrap_or(false))
+    }
+
+    /// A number as the file has it.
+    pub fn float(&self, name: &str) -> Result<Option<f64>, ArchError> {
+        Ok(self.gguf.get_f32(&self.key(name)).optional()?.map(decimal))
+    }
+
     /// A finite positive number.
     pub fn positive_or(&self, name: &str, default: f64) -> Result<f64, ArchError> {
-        match self.gguf.get_f32(&self.key(name)).optional()? {
+        match self.float(name)? {
             None => Ok(default),
-            Some(v) if v.is_finite() && v > 0.0 => Ok(decimal(v)),
+            Some(v) if v.is_finite() && v > 0.0 => Ok(v),
             Some(v) => Err(self.wrong(name, v, "should be a positive number")),
         }
     }
 
-    fn text(&self, name: &str) -> Result<Option<&'g str>, ArchError> {
+    /// A finite positive number; 0 when it is missing or 0.
+    pub fn positive_or_none(&self, name: &str) -> Result<f64, ArchError> {
+        match self.float(name)? {
+            None | Some(0.0) => Ok(0.0),
+            Some(_) => self.positive_or(name, 0.0),
+        }
+    }
+
+    pub fn text(&self, name: &str) -> Result<Option<&'g str>, ArchError> {
         Ok(self.gguf.get_str(&self.key(name)).optional()?)
     }
 
-    fn rope_scaling(&self, n_ctx_train: u64) -> Result<RopeScaling, ArchError> {
-        let factor = match self.gguf.get_f32(&self.key("rope.scaling.factor")).optional()? {
-            Some(f) => Some(f),
-            None => self.gguf.get_f32(&self.key("rope.scale_linear")).optional()?,
-        };
-        let factor = factor.map_or(1.0, decimal);
-        let factor = if factor == 0.0 { 1.0 } else { factor };
-        if !factor.is_finite() || factor < 0.0 {
-            return Err(self.wrong("rope.scaling.factor", factor, "should be a positive number"));
-        }
-        match self.text("rope.scaling.type")?.unwrap_or("linear") {
-            "none" => Ok(RopeScaling::None),
-            "linear" if factor == 1.0 => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor }),
-            "yarn" => {
-                let name = "rope.scaling.original_context_length";
-                let original = self.size_or(name, n_ctx_train)?;
-                let mut attn_factor = self.positive_or("rope.scaling.attn_factor", 1.0)?;
-                let log_mul =
-                    self.gguf.get_f32(&self.key("rope.scaling.yarn_log_multiplier")).optional()?;
-                if let Some(m) = log_mul.map(decimal).filter(|_| factor > 1.0) {
-                    attn_factor /= 0.1 * m * factor.ln() + 1.0;
+    /// The keys that would change the result if they were heeded.
+    fn refuse(&self) -> Result<(), ArchError> {
+        for name in REFUSED {
+            match self.gguf.get(&self.key(name)) {
+                Some(v) if v.as_f32() != Some(0.0) => {
+                    let value = v.as_f32().map_or("set".to_owned(), |v| v.to_string());
+                    return Err(self.wrong(name, value, "models with it are not supported"));
                 }
-                Ok(RopeScaling::Yarn {
-                    factor,
-                    attn_factor,
-                    beta_fast: self.positive_or("rope.scaling.yarn_beta_fast", 32.0)?,
-                    beta_slow: self.positive_or("rope.scaling.yarn_beta_slow", 1.0)?,
-                    original_context: u32::try_from(original).unwrap_or(u32::MAX),
-                })
+                _ => {}
             }
-            other => Err(self.wrong(
-                "rope.scaling.type",
-                format!("{other:?}"),
-                "only none, linear and yarn are supported",
-            )),
         }
+        Ok(())
     }
 }
 
@@ -215,13 +214,14 @@ impl Hparams {
     /// Reads the keys that LLaMA and its kin have in common.
     ///
     /// # Errors
-    /// When a key is missing, of the wrong type or out of range.
+    /// When a key is missing, of the wrong type or out of range, or asks for what is not supported.
     pub fn read(
         gguf: &Gguf,
         arch: &'static str,
         rope_mode: RopeMode,
     ) -> Result<Hparams, ArchError> {
         let keys = Keys::new(gguf, arch);
+        keys.refuse()?;
         let n_layers = gguf.get_u64(&keys.key("block_count"))?;
         let n_layers = keys.checked("block_count", n_layers, MOST_LAYERS)? as usize;
         let n_embd = keys.size("embedding_length")?;
@@ -240,24 +240,15 @@ impl Hparams {
             }
         };
         let value_len = keys.uniform("attention.value_length")?.unwrap_or(key_len);
-        let rope_dims = keys.size_or("rope.dimension_count", key_len)?;
-        if rope_dims > key_len || rope_dims % 2 != 0 {
-            let expected = format!("should be even and at most the head's width {key_len}");
-            return Err(keys.wrong("rope.dimension_count", rope_dims, expected));
-        }
         let n_ctx_train = keys.size("context_length")?;
-        if let Some(experts) = gguf.get_u64(&keys.key("expert_count")).optional()?
-            && experts > 0
-        {
-            let expected = "models with experts are not supported";
-            return Err(keys.wrong("expert_count", experts, expected));
-        }
+        let rope = Rope::read(&keys, rope_mode, key_len, n_ctx_train)?;
+        let experts = Experts::read(&keys)?;
         let eps_name = "attention.layer_norm_rms_epsilon";
         gguf.get_f32(&keys.key(eps_name))?;
+        let block = Block { window: 0, rope, experts: experts.is_some() };
         Ok(Hparams {
             arch,
             name: gguf.get_str("general.name").optional()?.map(str::to_owned),
-            n_layers,
             n_embd,
             n_ff: keys.required("feed_forward_length")?,
             n_heads,
@@ -267,24 +258,77 @@ impl Hparams {
             n_vocab: n_vocab(gguf, &keys)?,
             n_ctx_train,
             rms_eps: keys.positive_or(eps_name, 1e-5)?,
-            rope_mode,
-            rope_theta: keys.positive_or("rope.freq_base", 10_000.0)?,
-            rope_dims,
-            rope_scaling: keys.rope_scaling(n_ctx_train)?,
-            window: 0,
+            embd_scale: 1.0,
+            attn_scale: 1.0 / (key_len as f64).sqrt(),
+            attn_softcap: 0.0,
+            logit_softcap: 0.0,
+            experts,
+            latent: None,
+            blocks: vec![block; n_layers],
         })
     }
 
-    /// The sliding window, when the file has one.
+    /// Refuses experts, for architectures whose blocks have none.
+    ///
+    /// # Errors
+    /// When the file has some.
+    pub(super) fn without_experts(self, gguf: &Gguf) -> Result<Hparams, ArchError> {
+        match &self.experts {
+            None => Ok(self),
+            Some(experts) => {
+                let expected = format!("{} with experts is not supported", self.arch);
+                Err(Keys::new(gguf, self.arch).wrong("expert_count", experts.count, expected))
+            }
+        }
+    }
+
+    /// Refuses a file without experts, for architectures whose blocks have some.
+    ///
+    /// # Errors
+    /// When the file has none.
+    pub(super) fn with_experts(self, gguf: &Gguf) -> Result<Hparams, ArchError> {
+        match &self.experts {
+            Some(_) => Ok(self),
+            None => {
+                let expected = format!("{} has experts", self.arch);
+                Err(Keys::new(gguf, self.arch).wrong("expert_count", 0, expected))
+            }
+        }
+    }
+
+    /// Number of blocks.
+    pub fn n_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The sliding window, `default` when the file has none; 0 when it hides nothing.
     ///
     /// # Errors
     /// When the key has the wrong type.
-    pub fn read_window(&mut self, gguf: &Gguf) -> Result<(), ArchError> {
+    pub(super) fn window(&self, gguf: &Gguf, default: u64) -> Result<u64, ArchError> {
         let key = Keys::new(gguf, self.arch).key("attention.sliding_window");
-        let window = gguf.get_u32(&key).optional()?.map_or(0, u64::from);
-        // A window as long as the context hides nothing.
-        self.window = if window >= self.n_ctx_train { 0 } else { window };
-        Ok(())
+        let window = gguf.get_u32(&key).optional()?.map_or(default, u64::from);
+        Ok(if window >= self.n_ctx_train { 0 } else { window })
+    }
+
+    /// Which blocks have the sliding window: what the file says of each, or all but each
+    /// `period`th, by the file's period or the given one.
+    ///
+    /// # Errors
+    /// When the key is neither a number nor has an entry for each block.
+    pub(super) fn windowed(&self, gguf: &Gguf, period: u64) -> Result<Vec<bool>, ArchError> {
+        let keys = Keys::new(gguf, self.arch);
+        let name = "attention.sliding_window_pattern";
+        let n = self.n_layers();
+        if let Some(array) = gguf.get(&keys.key(name)).and_then(|v| v.as_array()) {
+            let one = |v: Value<'_>| v.as_bool().or_else(|| v.as_int().map(|v| v != 0));
+            let all: Option<Vec<bool>> = array.iter().map(one).collect();
+            return all.filter(|all| all.len() == n).ok_or_else(|| {
+                keys.wrong(name, "an array", format!("should say of {n} blocks yes or no"))
+            });
+        }
+        let period = gguf.get_u64(&keys.key(name)).optional()?.unwrap_or(period);
+        Ok((1..=n as u64).map(|i| period == 0 || i % period != 0).collect())
     }
 }
 

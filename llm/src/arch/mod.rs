@@ -1,7 +1,7 @@
 //! Architectures: from a GGUF file to an IR module.
 //!
-//! A model is one function `@main` that calls a layer function once per block. Blocks whose
-//! weights have the same types share their layer function; another one (`@layer.1`, …) is added
+//! A model is one function `@main` that calls a layer function once per block. Blocks that compute
+//! the same with weights of the same types share their layer function; another one (`@layer.1`, …) is added
 //! at the first block that differs. Weights are constants that name ranges of the file, so the
 //! module is small, prints as text, and can be edited and run again.
 //!
@@ -27,18 +27,31 @@ use aether_ir::Module;
 
 use crate::gguf::{Gguf, Optional};
 
+mod attention;
 mod blocks;
 mod build;
+mod deepseek2;
 mod error;
+mod experts;
+mod gemma;
 mod hparams;
+mod latent;
 mod llama;
+mod phi3;
 mod qwen2;
+mod qwen3;
+mod rope;
 mod weights;
 
 pub use blocks::LayerBuilder;
 pub use error::ArchError;
-pub use hparams::{Hparams, RopeMode, RopeScaling};
-pub use weights::{Spec, Weights};
+pub use experts::{Experts, Gating};
+pub use hparams::{Block, Hparams};
+pub use latent::Latent;
+pub use rope::{Rope, RopeMode, RopeScaling};
+pub use weights::{Spec, Weights, Within};
+
+use hparams::Keys;
 
 /// Name of the function that a model runs.
 pub const MAIN: &str = "main";
@@ -55,7 +68,7 @@ pub trait Architecture: Sync {
     fn hparams(&self, gguf: &Gguf) -> Result<Hparams, ArchError>;
 
     /// The weights of one block, in the order of the layer function's parameters.
-    fn layer_weights(&self, hparams: &Hparams) -> Vec<Spec>;
+    fn layer_weights(&self, hparams: &Hparams, block: &Block) -> Vec<Spec>;
 
     /// The body of a layer: takes the block's input, gives its output.
     ///
@@ -65,7 +78,18 @@ pub trait Architecture: Sync {
 }
 
 /// Every architecture that can be run.
-pub static ARCHITECTURES: &[&dyn Architecture] = &[&llama::Llama, &qwen2::Qwen2];
+pub static ARCHITECTURES: &[&dyn Architecture] = &[
+    &deepseek2::DeepSeek2,
+    &gemma::Gemma,
+    &gemma::Gemma2,
+    &gemma::Gemma3,
+    &llama::Llama,
+    &phi3::Phi3,
+    &qwen2::Qwen2,
+    &qwen2::Qwen2Moe,
+    &qwen3::Qwen3,
+    &qwen3::Qwen3Moe,
+];
 
 /// Upper bounds of one call, fixed when the module is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,15 @@
 //! Tensors of the file as constants of the module.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use aether_ir::{ConstData, DType, Module, TensorType};
 
 use super::ArchError;
 use crate::gguf::{Gguf, TensorInfo};
+
+/// Endings of names of tensors that a model runs without: rotations, which are computed.
+const NOT_NEEDED: &[&str] = &["attn_rot_embd"];
 
 /// The embedding table.
 pub(super) const TOKEN_EMBD: &str = "token_embd.weight";
@@ -27,25 +31,65 @@ pub struct Spec {
     pub role: Role,
     /// Outermost dimension first.
     pub shape: Vec<u64>,
+    /// Of how many matrices the shape's rows are, one above the other; the file counts them on an
+    /// axis of their own.
+    pub count: u64,
     /// A model without it is complete.
     pub optional: bool,
+    /// The tensor that has these rows where the file has no tensor of the name.
+    pub within: Option<Within>,
+}
+
+/// A place in a tensor that stacks several weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Within {
+    /// The name after `blk.N.`.
+    pub name: &'static str,
+    /// The first row.
+    pub first: u64,
+    /// Rows of the whole tensor.
+    pub rows: u64,
 }
 
 impl Spec {
     /// The matrix of a product: `n` outputs of `k` inputs.
     pub fn matrix(name: &'static str, n: u64, k: u64) -> Self {
-        Spec { name, role: Role::Matrix, shape: vec![n, k], optional: false }
+        Spec {
+            name,
+            role: Role::Matrix,
+            shape: vec![n, k],
+            count: 1,
+            optional: false,
+            within: None,
+        }
+    }
+
+    /// The matrices of experts or heads, one above the other.
+    pub fn stack(name: &'static str, count: u64, n: u64, k: u64) -> Self {
+        Spec { shape: vec![count * n, k], count, ..Spec::matrix(name, n, k) }
     }
 
     /// A vector.
     pub fn vector(name: &'static str, n: u64) -> Self {
-        Spec { name, role: Role::Vector, shape: vec![n], optional: false }
+        Spec { name, role: Role::Vector, shape: vec![n], count: 1, optional: false, within: None }
     }
 
     /// The same, not needed.
     #[must_use]
     pub fn optional(self) -> Self {
         Spec { optional: true, ..self }
+    }
+
+    /// The same, needed.
+    #[must_use]
+    pub fn needed(self) -> Self {
+        Spec { optional: false, ..self }
+    }
+
+    /// The same, found from row `first` on in a tensor of `rows` rows where the file stacks weights.
+    #[must_use]
+    pub fn within(self, name: &'static str, first: u64, rows: u64) -> Self {
+        Spec { within: Some(Within { name, first, rows }), ..self }
     }
 }
 
@@ -54,29 +98,64 @@ pub struct Weights<'g> {
     gguf: &'g Gguf,
     /// The path of the file in the text of the module.
     file: &'g str,
+    /// Names of the tensors that were found.
+    used: HashSet<&'g str>,
 }
 
 impl<'g> Weights<'g> {
     /// The tensors of a file that the module's text calls `file`.
     pub fn new(gguf: &'g Gguf, file: &'g str) -> Self {
-        Weights { gguf, file }
+        Weights { gguf, file, used: HashSet::new() }
     }
 
     /// The tensor of this name, checked against its description; `None` when it is optional and
-    /// not there.
+    /// not there. `prefix` stands before the names of the description.
     ///
     /// # Errors
     /// When it is missing, or has another shape or type.
-    pub fn find(&self, name: &str, spec: &Spec) -> Result<Option<&'g TensorInfo>, ArchError> {
+    pub fn find(&mut self, prefix: &str, spec: &Spec) -> Result<Option<TensorInfo>, ArchError> {
+        let name = format!("{prefix}{}", spec.name);
+        let stacked = spec.within.and_then(|within| {
+            Some((within, self.gguf.tensor(&format!("{prefix}{}", within.name))?))
+        });
+        if let Some((within, tensor)) = stacked {
+            let mut shape = spec.shape.clone();
+            shape[0] = within.rows;
+            self.check(tensor, spec, &shape)?;
+            self.used.insert(&tensor.name);
+            let row = tensor.bytes / within.rows;
+            return Ok(Some(TensorInfo {
+                name,
+                dtype: tensor.dtype,
+                shape: file_order(&spec.shape),
+                offset: tensor.offset + within.first * row,
+                bytes: spec.shape[0] * row,
+            }));
+        }
+        if let Some(tensor) = self.gguf.tensor(&name) {
+            self.check(tensor, spec, &spec.shape)?;
+            self.used.insert(&tensor.name);
+            return Ok(Some(tensor.clone()));
+        }
+        match spec.optional {
+            true => Ok(None),
+            false => Err(self.missing(name, spec)),
+        }
+    }
+
+    fn missing(&self, name: String, spec: &Spec) -> ArchError {
+        let path = self.gguf.path().to_owned();
+        ArchError::MissingTensor { path, name, expected: file_order(&spec.shape) }
+    }
+
+    fn check(&self, tensor: &TensorInfo, spec: &Spec, shape: &[u64]) -> Result<(), ArchError> {
         let path = || self.gguf.path().to_owned();
-        // The order of the file, row length first.
-        let expected: Vec<u64> = spec.shape.iter().rev().copied().collect();
-        let Some(tensor) = self.gguf.tensor(name) else {
-            if spec.optional {
-                return Ok(None);
-            }
-            return Err(ArchError::MissingTensor { path: path(), name: name.to_owned(), expected });
-        };
+        let name = || tensor.name.clone();
+        let mut expected = file_order(shape);
+        if spec.count > 1 {
+            expected[1] /= spec.count;
+            expected.push(spec.count);
+        }
         // Trailing dimensions of one are no difference.
         let significant = |s: &[u64]| {
             let n = s.iter().rposition(|&d| d != 1).map_or(0, |i| i + 1);
@@ -84,7 +163,7 @@ impl<'g> Weights<'g> {
         };
         if significant(&tensor.shape) != significant(&expected) {
             let found = tensor.shape.clone();
-            return Err(ArchError::Shape { path: path(), name: name.to_owned(), expected, found });
+            return Err(ArchError::Shape { path: path(), name: name(), expected, found });
         }
         let (fits, what) = match spec.role {
             Role::Vector => (tensor.dtype.is_float(), "a floating-point type"),
@@ -96,27 +175,34 @@ impl<'g> Weights<'g> {
         };
         if !fits {
             let found = tensor.dtype;
-            return Err(ArchError::Type {
-                path: path(),
-                name: name.to_owned(),
-                expected: what,
-                found,
-            });
+            return Err(ArchError::Type { path: path(), name: name(), expected: what, found });
         }
-        Ok(Some(tensor))
+        Ok(())
     }
 
-    /// As [`Weights::find`], for tensors that are not optional.
+    /// Refuses a file that has tensors that nothing asked for: what they would do is not known.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub fn all_used(&self) -> Result<(), ArchError> {
+        let known =
+            |name: &str| self.used.contains(name) || NOT_NEEDED.iter().any(|n| name.ends_with(n));
+        match self.gguf.tensors().iter().find(|t| !known(&t.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(ArchError::UnknownTensor {
+                path: self.gguf.path().to_owned(),
+                name: tensor.name.clone(),
+            }),
+        }
+    }
+
+    /// As [`Weights::find`], for tensors of the whole model that are not optional.
     ///
     /// # Errors
     /// As [`Weights::find`].
-    pub fn require(&self, name: &str, spec: &Spec) -> Result<&'g TensorInfo, ArchError> {
+    pub fn require(&mut self, spec: &Spec) -> Result<TensorInfo, ArchError> {
         let required = Spec { optional: false, ..spec.clone() };
-        self.find(name, &required)?.ok_or_else(|| ArchError::MissingTensor {
-            path: self.gguf.path().to_owned(),
-            name: name.to_owned(),
-            expected: spec.shape.iter().rev().copied().collect(),
-        })
+        self.find("", &required)?.ok_or_else(|| self.missing(spec.name.to_owned(), spec))
     }
 
     /// Declares a tensor as constant `@name` (without `.weight`) of the type that `spec` shapes.
@@ -137,6 +223,11 @@ impl<'g> Weights<'g> {
         module.add_const(name.clone(), ty.clone(), data);
         (name, ty)
     }
+}
+
+/// Row length first.
+fn file_order(shape: &[u64]) -> Vec<u64> {
+    shape.iter().rev().copied().collect()
 }
 
 /// The tensor's name without `.weight`; biases keep their ending.
