@@ -38,6 +38,7 @@ fn request(seed: u64, prompt: Vec<u32>, n: usize) -> Request {
 #[derive(Debug, Default)]
 struct Answer {
     cached: usize,
+    progress: Vec<usize>,
     tokens: Vec<u32>,
     text: String,
     logprobs: Vec<Logprobs>,
@@ -51,9 +52,10 @@ fn wait(mut events: UnboundedReceiver<Event>) -> Result<Answer, Failure> {
     while let Some(event) = events.blocking_recv() {
         match event {
             Event::Started { cached } => answer.cached = cached,
+            Event::Progress { processed, .. } => answer.progress.push(processed),
             Event::Prompt(logprobs) => answer.prompt = logprobs,
             Event::Embedding(values) => answer.embedding = values,
-            Event::Token { id, text, logprobs } => {
+            Event::Token { id, text, logprobs, .. } => {
                 answer.tokens.push(id);
                 answer.text += &text;
                 answer.logprobs.extend(logprobs);
@@ -157,6 +159,53 @@ fn answers_end_for_their_reasons() {
     let cut = Request { deadline: soon, ..request(5, prompt, 100_000) };
     let cut = wait(service.submit(cut).unwrap()).unwrap();
     assert!(matches!(finish(&cut), Finish::Deadline | Finish::Context));
+}
+
+#[test]
+fn a_full_context_is_shifted_when_asked_for() {
+    let service = service(2, 8);
+    let ask = |request: Request| wait(service.submit(request).unwrap()).unwrap();
+    let prompt = text(4, 90);
+    let plain = ask(request(5, prompt.clone(), 1000));
+    let shifted = ask(Request { shift: true, ..request(5, prompt.clone(), 200) });
+    assert_eq!((shifted.tokens.len(), finish(&shifted)), (200, &Finish::Length));
+    assert_eq!(shifted.tokens[..7], plain.tokens, "until it is full nothing changes");
+    let usage = shifted.done.as_ref().unwrap().usage;
+    assert!(usage.shifted && (usage.prompt_tokens, usage.completion_tokens) == (90, 200));
+    // After the shift the answer is that to the first token and the later half.
+    let greedy = |prompt: Vec<u32>, n| Request {
+        sampler: SamplerOptions::greedy(),
+        shift: true,
+        ..request(0, prompt, n)
+    };
+    let long = ask(greedy(prompt.clone(), 12));
+    let all = [&prompt[..], &long.tokens].concat();
+    let rest = ask(greedy([&all[..1], &all[97 - 48..97]].concat(), 5));
+    assert_eq!(long.tokens[7..], rest.tokens);
+}
+
+#[test]
+fn a_slot_can_be_chosen_and_progress_told() {
+    let service = service(2, 8);
+    let in_slot = |slot: usize, prompt: Vec<u32>, n| Request {
+        slot: Some(slot),
+        progress: true,
+        reproducible: false,
+        ..request(1, prompt, n)
+    };
+    // Both want the same slot: the second waits, and a third passes it.
+    let first = service.submit(in_slot(1, text(1, 40), 30)).unwrap();
+    let second = service.submit(in_slot(1, text(1, 40), 3)).unwrap();
+    let third = wait(service.submit(request(2, text(2, 5), 3)).unwrap()).unwrap();
+    let slot = |answer: &Answer| answer.done.as_ref().unwrap().usage.slot;
+    assert_eq!(slot(&third), 0);
+    let (first, second) = (wait(first).unwrap(), wait(second).unwrap());
+    assert_eq!((slot(&first), slot(&second)), (1, 1));
+    assert_eq!((first.progress[0], *first.progress.last().unwrap()), (0, 40));
+    assert!(first.progress.is_sorted());
+    assert_eq!(second.progress, [second.cached, 40]);
+    assert!(service.submit(in_slot(2, text(1, 5), 3)).is_err());
+    assert!(service.slot_states().iter().all(|slot| slot.cached > 0));
 }
 
 #[test]

@@ -28,8 +28,8 @@ pub enum EngineError {
     #[error("@main cannot be run as a language model: {0}")]
     Interface(String),
     #[error(
-        "the prompt has {tokens} tokens, but the context holds {context}; \
-         shorten the prompt or ask for a longer context"
+        "the prompt of {tokens} tokens is too large: it exceeds the available context size of \
+         {context} tokens; shorten it or ask for a longer context"
     )]
     PromptTooLong { tokens: usize, context: usize },
     #[error("{past} tokens and {new} more do not fit the context, which holds {context}")]

@@ -36,5 +36,6 @@ pub use error::EngineError;
 pub use generate::{GenOptions, GenOutput, StopReason, Timings, generate};
 pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};
 pub use request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
+pub use scheduler::{SlotState, SlotWork};
 pub use service::{Service, ServiceOptions, Stats, SubmitError};
 pub use slots::{Piece, Slots};

@@ -23,6 +23,14 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for every token of the prompt but the first.
     pub prompt_logprobs: Option<usize>,
+    /// [`Request::logprobs`] of what the sampler left to choose from, in place of the model's.
+    pub after_sampling: bool,
+    /// Tell how far the prompt is ([`Event::Progress`]).
+    pub progress: bool,
+    /// The slot that must be used; it is waited for.
+    pub slot: Option<usize>,
+    /// When the context is full, forget its older half and go on.
+    pub shift: bool,
     /// The prompt's embedding is wanted, and nothing else.
     pub embedding: bool,
     /// Use only what gives the same bits as no reuse: the answer then depends on nothing but the
@@ -45,6 +53,10 @@ impl Request {
             show_special: false,
             logprobs: None,
             prompt_logprobs: None,
+            after_sampling: false,
+            progress: false,
+            slot: None,
+            shift: false,
             embedding: false,
             reproducible: false,
             deadline: None,
@@ -60,13 +72,14 @@ pub struct Logprobs {
     pub top: Vec<TokenLogprob>,
 }
 
-/// What happens to a request, in this order: `Started`, `Prompt` or `Embedding` when it was asked for,
-/// tokens, and
-/// `Done`; or `Failed` at any time.
+/// What happens to a request, in this order: `Started`; `Progress`, and `Prompt` or `Embedding`, when
+/// they were asked for; tokens, and `Done`; or `Failed` at any time.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A slot was found; so many tokens of the prompt were in it already.
     Started { cached: usize },
+    /// So many tokens of the prompt are in the cache; the first is told before any is computed.
+    Progress { processed: usize, usage: Usage },
     /// Of every token of the prompt but the first.
     Prompt(Vec<Logprobs>),
     /// What the model made of the prompt's last token, as long as 1.
@@ -78,6 +91,8 @@ pub enum Event {
         /// and what may be the beginning of a stop text waits.
         text: String,
         logprobs: Option<Logprobs>,
+        /// What was spent up to this token.
+        usage: Usage,
     },
     /// The end. No event follows.
     Done(Done),
@@ -116,6 +131,10 @@ pub struct Usage {
     /// Tokens of the prompt that were in a cache already.
     pub cached_tokens: usize,
     pub completion_tokens: usize,
+    /// The slot that was used.
+    pub slot: usize,
+    /// The context was full and its older part forgotten ([`Request::shift`]).
+    pub shifted: bool,
     /// From the request to its slot.
     pub queued: Duration,
     /// From the slot to the first token.

@@ -38,6 +38,24 @@ struct Kept {
     used: u64,
 }
 
+/// What a slot is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotState {
+    /// Tokens in its cache.
+    pub cached: usize,
+    /// The request that is being answered in it.
+    pub running: Option<SlotWork>,
+}
+
+/// How far a request in a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotWork {
+    pub prompt_tokens: usize,
+    /// Tokens that were chosen, and how many more may be.
+    pub decoded: usize,
+    pub remaining: usize,
+}
+
 /// A part of a step.
 struct Part {
     /// Index among the running.
@@ -85,6 +103,22 @@ impl Scheduler {
         self.running.iter().map(|s| s.done).sum()
     }
 
+    /// What every slot is doing.
+    pub fn slot_states(&self) -> impl Iterator<Item = SlotState> {
+        (0..self.kept.len()).map(|slot| {
+            let idle = SlotState { cached: self.kept[slot].tokens.len(), running: None };
+            let busy = self.running.iter().find(|s| s.slot == slot);
+            busy.map_or(idle, |s| SlotState {
+                cached: s.done,
+                running: Some(SlotWork {
+                    prompt_tokens: s.prompt_len,
+                    decoded: s.generated(),
+                    remaining: s.remaining(),
+                }),
+            })
+        })
+    }
+
     /// Fails everything that is there. The caches are forgotten.
     pub fn fail_all(&mut self, failure: &Failure, on_end: OnEnd<'_>) {
         for sequence in self.running.drain(..) {
@@ -121,14 +155,15 @@ impl Scheduler {
         self.slots.truncate(slot, 0);
     }
 
-    /// Ends what nobody waits for, gives slots to who waits, and runs the model once.
-    pub fn step(&mut self, on_end: OnEnd<'_>) {
+    /// Ends what nobody waits for, gives slots to who waits, and runs the model once; how many slots
+    /// took part.
+    pub fn step(&mut self, on_end: OnEnd<'_>) -> usize {
         self.turn += 1;
         self.sweep(on_end);
         self.admit(on_end);
         let parts = self.plan();
         if parts.is_empty() {
-            return;
+            return 0;
         }
         let pieces: Vec<Piece<'_>> = parts
             .iter()
@@ -144,9 +179,10 @@ impl Scheduler {
             let failed: Vec<usize> = parts.iter().map(|part| part.index).collect();
             self.end(&failed, |s| s.fail(failure.clone()));
             failed.iter().for_each(|_| on_end(None));
-            return;
+            return 0;
         }
         self.harvest(&parts, on_end);
+        parts.len()
     }
 
     /// Removes the requests at these indices, after a word to each; their slots forget what the
@@ -187,7 +223,11 @@ impl Scheduler {
 
     fn admit(&mut self, on_end: OnEnd<'_>) {
         while self.running.len() < self.slots.count() {
-            let Some(ticket) = self.waiting.pop_front() else { return };
+            let is_free = |slot: usize| self.running.iter().all(|s| s.slot != slot);
+            let mut waiting = self.waiting.iter();
+            // Who wants a slot of its own lets others pass until it is free.
+            let next = waiting.position(|ticket| ticket.request.slot.is_none_or(is_free));
+            let Some(ticket) = next.and_then(|at| self.waiting.remove(at)) else { return };
             let events = ticket.events.clone();
             let placed = self.place(&ticket).and_then(|(slot, cached)| {
                 let sequence = Sequence::new(ticket, slot, cached)?;
@@ -220,7 +260,11 @@ impl Scheduler {
 
     /// A free slot for a request, and how many of its tokens are in it.
     fn place(&mut self, ticket: &Ticket) -> Result<(usize, usize), Failure> {
-        let is_free = |slot: &usize| self.running.iter().all(|s| s.slot != *slot);
+        let wanted = ticket.request.slot;
+        let is_free = |slot: &usize| {
+            wanted.is_none_or(|wanted| wanted == *slot)
+                && self.running.iter().all(|s| s.slot != *slot)
+        };
         let all = 0..self.slots.count();
         // The longest shared beginning; among equals what was used least lately.
         let best = all.clone().filter(is_free).max_by_key(|&slot| {
@@ -303,6 +347,7 @@ impl Scheduler {
             let kept = &mut self.kept[s.slot];
             let start = s.done;
             s.done += part.tokens;
+            s.tell_progress();
             kept.tokens.extend_from_slice(&s.tokens[start..s.done]);
             if part.tokens > 1 && kept.in_pieces == start {
                 kept.in_pieces = s.done;
@@ -323,6 +368,13 @@ impl Scheduler {
             row += part.rows;
             let outcome = outcome.unwrap_or_else(|payload| Err(Failure::panicked(&*payload)));
             match outcome {
+                Ok(None) if room == 0 => {
+                    if let Some(keep) = s.make_room(model.context_len()) {
+                        kept.tokens.truncate(keep);
+                        kept.in_pieces = kept.in_pieces.min(keep);
+                        self.slots.truncate(s.slot, keep);
+                    }
+                }
                 Ok(None) => {}
                 Ok(Some(finish)) => ended.push((part.index, Ok(finish))),
                 Err(failure) => ended.push((part.index, Err(failure))),

@@ -1,13 +1,13 @@
 //! One request while it is being answered.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
 use super::text::StopText;
 use crate::sample::TokenLogprob;
-use crate::sample::{Constraint, SampleError, Sampler, log_sum_exp, logprobs};
+use crate::sample::{Candidate, Constraint, SampleError, Sampler, log_sum_exp, logprobs};
 use crate::tokenizer::Tokenizer;
 
 /// A request on its way to a slot.
@@ -27,6 +27,12 @@ pub(super) struct Sequence {
     pub prompt_len: usize,
     pub prompt_logprobs: Option<usize>,
     prompt_probs: Vec<Logprobs>,
+    after_sampling: bool,
+    progress: bool,
+    shift: bool,
+    /// Tokens that were chosen.
+    generated: usize,
+    shifted: bool,
     cached: usize,
     max_tokens: usize,
     ignore_eos: bool,
@@ -51,6 +57,18 @@ fn probabilities(logits: &[f32], token: u32, top: usize) -> Result<Logprobs, Sam
     Ok(Logprobs { chosen, top: logprobs(logits, top)? })
 }
 
+/// The same of what a sampler left to choose from, whose last choice the token was.
+fn left(sampler: &Sampler, token: u32, top: usize) -> Logprobs {
+    let of = |c: &Candidate| TokenLogprob { token: c.token, logprob: c.p.ln() };
+    let mut all: Vec<TokenLogprob> =
+        sampler.choices().iter().filter(|c| c.p > 0.0).map(of).collect();
+    all.sort_by(|a, b| b.logprob.total_cmp(&a.logprob).then(a.token.cmp(&b.token)));
+    let chosen = all.iter().find(|c| c.token == token).copied();
+    let chosen = chosen.unwrap_or(TokenLogprob { token, logprob: 0.0 });
+    all.truncate(top);
+    Logprobs { chosen, top: all }
+}
+
 impl Sequence {
     /// A request in a slot that holds its first `cached` tokens.
     pub fn new(ticket: Ticket, slot: usize, cached: usize) -> Result<Sequence, Failure> {
@@ -65,6 +83,11 @@ impl Sequence {
             tokens: request.prompt,
             prompt_logprobs: request.prompt_logprobs,
             prompt_probs: Vec::new(),
+            after_sampling: request.after_sampling,
+            progress: request.progress,
+            shift: request.shift,
+            generated: 0,
+            shifted: false,
             cached,
             max_tokens: request.max_tokens,
             ignore_eos: request.ignore_eos,
@@ -81,6 +104,7 @@ impl Sequence {
             first: None,
         };
         sequence.tell(Event::Started { cached });
+        sequence.tell_progress();
         Ok(sequence)
     }
 
@@ -104,8 +128,41 @@ impl Sequence {
         let _ = self.events.send(event);
     }
 
-    fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+    /// Says how far the prompt is, when that was asked for.
+    pub fn tell_progress(&self) {
+        if self.progress && self.first.is_none() {
+            let mut usage = self.usage(Instant::now());
+            if self.done == self.cached {
+                usage.prefill = Duration::ZERO;
+            }
+            self.tell(Event::Progress { processed: self.done, usage });
+        }
+    }
+
+    /// Tokens that were chosen.
+    pub fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// Tokens that may still be chosen.
+    pub fn remaining(&self) -> usize {
+        self.max_tokens.saturating_sub(self.generated)
+    }
+
+    /// Forgets the older half of a full context, so that the rest goes through the model again; how
+    /// many tokens of it stay in the cache. `None` when the answer is to end there.
+    pub fn make_room(&mut self, context: usize) -> Option<usize> {
+        // What is left must be more than the two tokens that a piece has at least.
+        if !self.shift || context < 8 {
+            return None;
+        }
+        // The first token is often BOS, without which models go astray.
+        let keep = 1;
+        let rest = self.tokens.len() - context / 2;
+        self.tokens.drain(keep..rest);
+        self.done = keep;
+        self.shifted = true;
+        Some(keep)
     }
 
     fn usage(&self, now: Instant) -> Usage {
@@ -113,7 +170,9 @@ impl Sequence {
         Usage {
             prompt_tokens: self.prompt_len,
             cached_tokens: self.cached,
-            completion_tokens: self.generated(),
+            completion_tokens: self.generated,
+            slot: self.slot,
+            shifted: self.shifted,
             queued: self.started - self.since,
             prefill: first - self.started,
             decode: now - first,
@@ -141,6 +200,10 @@ impl Sequence {
         let (Some(top), Some(&next)) = (self.prompt_logprobs, self.tokens.get(at + 1)) else {
             return Ok(());
         };
+        if self.first.is_some() {
+            // A context that was shortened goes through again.
+            return Ok(());
+        }
         let row = probabilities(logits, next, top).map_err(|e| Failure::Sample(e.to_string()))?;
         self.prompt_probs.push(row);
         Ok(())
@@ -182,17 +245,20 @@ impl Sequence {
             constraint.accept(token).map_err(Failure::Sample)?;
         }
         let logprobs = match self.logprobs {
+            Some(top) if self.after_sampling => Some(left(&self.sampler, token, top)),
             Some(top) => Some(probabilities(logits, token, top).map_err(failed)?),
             None => None,
         };
         self.tokens.push(token);
+        self.generated += 1;
         let (text, stop) = self.text.push(tokenizer.token_bytes(token, self.show_special));
-        self.tell(Event::Token { id: token, text, logprobs });
+        let usage = self.usage(Instant::now());
+        self.tell(Event::Token { id: token, text, logprobs, usage });
         Ok(match stop {
             Some(stop) => Some(Finish::StopText(stop)),
-            None if self.generated() >= self.max_tokens => Some(Finish::Length),
+            None if self.generated >= self.max_tokens => Some(Finish::Length),
             // The token itself needs a place before the next can be chosen.
-            None if room == 0 => Some(Finish::Context),
+            None if room == 0 && !self.shift => Some(Finish::Context),
             None => None,
         })
     }

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::request::{Event, Failure, Request, Usage};
-use super::scheduler::Scheduler;
+use super::scheduler::{Scheduler, SlotState};
 use super::sequence::Ticket;
 use super::{EngineError, Model};
 use crate::sample::{SampleError, Sampler};
@@ -67,8 +67,14 @@ pub struct Stats {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
-    /// Calls of the model.
+    /// Sums of [`Usage::prefill`] and [`Usage::decode`].
+    pub prefill: Duration,
+    pub decode: Duration,
+    /// Most tokens that a prompt and its answer had together.
+    pub longest: usize,
+    /// Calls of the model, and how many slots took part in all of them together.
     pub steps: u64,
+    pub busy_slots: u64,
     /// Requests that ended, and those among them that failed or were left.
     pub finished: u64,
     pub broken: u64,
@@ -82,7 +88,12 @@ struct Shared {
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     completion_tokens: AtomicU64,
+    prefill_us: AtomicU64,
+    decode_us: AtomicU64,
+    longest: AtomicUsize,
     steps: AtomicU64,
+    busy_slots: AtomicU64,
+    slots: Mutex<Vec<SlotState>>,
     finished: AtomicU64,
     broken: AtomicU64,
     draining: AtomicBool,
@@ -102,6 +113,10 @@ impl Shared {
                 add(&self.prompt_tokens, usage.prompt_tokens);
                 add(&self.cached_tokens, usage.cached_tokens);
                 add(&self.completion_tokens, usage.completion_tokens);
+                add(&self.prefill_us, usage.prefill.as_micros() as usize);
+                add(&self.decode_us, usage.decode.as_micros() as usize);
+                let tokens = usage.prompt_tokens + usage.completion_tokens;
+                self.longest.fetch_max(tokens, Ordering::Relaxed);
             }
         }
     }
@@ -125,7 +140,8 @@ impl Service {
     /// When the model was loaded without slots, or memory or the thread cannot be had.
     pub fn start(model: Arc<Model>, options: ServiceOptions) -> Result<Service, EngineError> {
         let scheduler = Scheduler::new(&model, options.chunk)?;
-        let shared = Arc::new(Shared::default());
+        let slots = Mutex::new(scheduler.slot_states().collect());
+        let shared = Arc::new(Shared { slots, ..Shared::default() });
         let (tickets, inbox) = mpsc::channel();
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new()
@@ -178,6 +194,10 @@ impl Service {
         if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= vocab) {
             return Err(EngineError::Token { token, vocab }.into());
         }
+        let slots = self.model.slots().unwrap_or(1);
+        if let Some(slot) = request.slot.filter(|&slot| slot >= slots) {
+            return Err(EngineError::Slot { slot, slots }.into());
+        }
         Sampler::new(request.sampler.clone())?;
         Ok(())
     }
@@ -199,6 +219,11 @@ impl Service {
         self.shared.in_flight.load(Ordering::Acquire)
     }
 
+    /// What every slot was doing after the last step.
+    pub fn slot_states(&self) -> Vec<SlotState> {
+        self.shared.slots.lock().unwrap_or_else(|broken| broken.into_inner()).clone()
+    }
+
     /// What it is doing.
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
@@ -213,7 +238,11 @@ impl Service {
             prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
             cached_tokens: shared.cached_tokens.load(Ordering::Relaxed),
             completion_tokens: shared.completion_tokens.load(Ordering::Relaxed),
+            prefill: Duration::from_micros(shared.prefill_us.load(Ordering::Relaxed)),
+            decode: Duration::from_micros(shared.decode_us.load(Ordering::Relaxed)),
+            longest: shared.longest.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),
+            busy_slots: shared.busy_slots.load(Ordering::Relaxed),
             finished: shared.finished.load(Ordering::Relaxed),
             broken: shared.broken.load(Ordering::Relaxed),
         }
@@ -249,9 +278,11 @@ fn serve(mut scheduler: Scheduler, inbox: &Receiver<Ticket>, shared: &Shared) {
             continue;
         }
         let step = panic::catch_unwind(AssertUnwindSafe(|| {
-            scheduler.step(&mut |usage| shared.ended(usage));
+            scheduler.step(&mut |usage| shared.ended(usage))
         }));
         shared.steps.fetch_add(1, Ordering::Relaxed);
+        let busy = *step.as_ref().unwrap_or(&0);
+        shared.busy_slots.fetch_add(busy as u64, Ordering::Relaxed);
         if let Err(payload) = step {
             let failure = Failure::panicked(&*payload);
             tracing::error!(%failure, "the engine begins anew");
@@ -263,5 +294,8 @@ fn serve(mut scheduler: Scheduler, inbox: &Receiver<Ticket>, shared: &Shared) {
         }
         shared.running.store(scheduler.running(), Ordering::Relaxed);
         shared.cache_tokens.store(scheduler.cached_tokens(), Ordering::Relaxed);
+        let mut slots = shared.slots.lock().unwrap_or_else(|broken| broken.into_inner());
+        slots.clear();
+        slots.extend(scheduler.slot_states());
     }
 }

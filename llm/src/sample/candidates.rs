@@ -48,6 +48,32 @@ impl Candidates {
         self.sorted = true;
     }
 
+    /// One token alone.
+    pub fn only(&mut self, token: u32) {
+        self.items.clear();
+        self.items.push(Candidate { token, logit: 0.0, p: 1.0 });
+        self.sorted = true;
+    }
+
+    /// Adds to the logits of these tokens, as far as they are there.
+    pub fn add_bias(&mut self, bias: &[(u32, f32)]) {
+        if bias.is_empty() {
+            return;
+        }
+        if self.sorted {
+            let of = |token| bias.iter().filter(|b| b.0 == token).map(|b| b.1).sum::<f32>();
+            self.items.iter_mut().for_each(|c| c.logit += of(c.token));
+        } else {
+            for &(token, bias) in bias {
+                // All are there, each at the place of its number.
+                if let Some(c) = self.items.get_mut(token as usize) {
+                    c.logit += bias;
+                }
+            }
+        }
+        self.sorted = false;
+    }
+
     /// The greatest logit.
     pub fn max(&self) -> f32 {
         match self.sorted {

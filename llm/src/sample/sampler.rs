@@ -75,8 +75,10 @@ impl Sampler {
         let opts = &self.opts;
         let greedy = opts.temperature == 0.0 && opts.dynatemp_range == 0.0 || opts.top_k == 1;
         let may_drop_best = opts.typical_p < 1.0 || opts.xtc_probability > 0.0;
-        let plain = constraint.is_none() && !self.changes_logits() && self.mirostat.is_none();
-        if greedy && plain && !may_drop_best {
+        let penalised = self.penalties.applies() || self.dry.is_on();
+        let plain = constraint.is_none() && !penalised && self.mirostat.is_none();
+        if greedy && plain && opts.logit_bias.is_empty() && !may_drop_best {
+            self.candidates.only(best);
             return Ok(best);
         }
         self.cut(logits, plain, constraint)?;
@@ -86,6 +88,11 @@ impl Sampler {
             mirostat.observe(p);
         }
         Ok(token)
+    }
+
+    /// What the last token was chosen from, with probabilities.
+    pub fn choices(&self) -> &[Candidate] {
+        &self.candidates.items
     }
 
     /// The tokens that may be chosen now, with their probabilities.
@@ -99,11 +106,6 @@ impl Sampler {
         Ok(&self.candidates.items)
     }
 
-    /// Whether some logits are changed before anything else.
-    fn changes_logits(&self) -> bool {
-        !self.opts.logit_bias.is_empty() || self.penalties.applies() || self.dry.is_on()
-    }
-
     /// Leaves what may be chosen among the candidates, at its temperature.
     fn cut(
         &mut self,
@@ -113,16 +115,16 @@ impl Sampler {
     ) -> Result<(), SampleError> {
         let opts = &self.opts;
         let all = &mut self.candidates;
-        if plain && opts.top_n_sigma <= 0.0 && opts.top_k > 0 && opts.top_k <= logits.len() / 8 {
-            all.fill_top(logits, opts.top_k);
+        // Biases that only take off leave the greatest among so many more.
+        let lowered = opts.logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
+        let most = opts.top_k.saturating_add(opts.logit_bias.len());
+        if plain && lowered && opts.top_n_sigma <= 0.0 && opts.top_k > 0 && most <= logits.len() / 8
+        {
+            all.fill_top(logits, most);
         } else {
             all.fill(logits);
         }
-        for &(token, bias) in &opts.logit_bias {
-            if let Some(c) = all.items.get_mut(token as usize) {
-                c.logit += bias;
-            }
-        }
+        all.add_bias(&opts.logit_bias);
         if self.penalties.applies() && self.mirostat.is_none() {
             self.penalties.apply(all);
         }
