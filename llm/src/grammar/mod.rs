@@ -4,6 +4,8 @@
 //! which computes the set of tokens that may come next. Its limits (items, lexer states, steps)
 //! bound what any grammar can cost; one that reaches them is an error, not a hang.
 
+mod gbnf;
+
 use std::sync::{Arc, Mutex};
 
 use llguidance::api::TopLevelGrammar;
@@ -13,6 +15,8 @@ use serde_json::{Value, json};
 
 use crate::sample::{Constraint, TokenSet};
 use crate::tokenizer::Tokenizer;
+
+pub use gbnf::{GbnfError, to_lark};
 
 /// Most bytes of a grammar or schema.
 pub const MOST_BYTES: usize = 256 << 10;
@@ -24,6 +28,8 @@ pub enum GrammarError {
     TooLong(usize),
     #[error("the grammar cannot be used: {0}")]
     Invalid(String),
+    #[error("the grammar cannot be read: {0}")]
+    Gbnf(#[from] GbnfError),
     #[error("the vocabulary has no token that ends a text, so no grammar can end")]
     NoEnd,
 }
@@ -95,6 +101,16 @@ impl Grammars {
     pub fn lark(&self, text: &str) -> Result<Box<dyn Constraint>, GrammarError> {
         check_length(text.len())?;
         self.parser(TopLevelGrammar::from_lark(text.to_owned()))
+    }
+
+    /// Text that a grammar in llama.cpp's form (GBNF) admits.
+    ///
+    /// # Errors
+    /// When it is none, or uses what is not supported.
+    pub fn gbnf(&self, text: &str) -> Result<Box<dyn Constraint>, GrammarError> {
+        check_length(text.len())?;
+        // Longer than the original, within a factor that the length limits.
+        self.parser(TopLevelGrammar::from_lark(to_lark(text)?))
     }
 
     fn parser(&self, grammar: TopLevelGrammar) -> Result<Box<dyn Constraint>, GrammarError> {
