@@ -34,6 +34,22 @@ pub const GEMMA: &str = "{{ bos_token }}{% set ns = namespace(system='') %}{% fo
     '\\n' + ns.system + message.content + '<end_of_turn>\\n' }}{% set ns.system = '' %}{% endif \
     %}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
 
+/// Llama 3's form (Meta 2024).
+pub const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + \
+    message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}{% \
+    if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
+
+/// Command R's form (Cohere 2024).
+pub const COMMAND_R: &str = "{{ bos_token }}{% for message in messages %}{{ \
+    '<|START_OF_TURN_TOKEN|><|' + ('CHATBOT' if message.role == 'assistant' else \
+    message.role | upper) + '_TOKEN|>' + message.content | trim + '<|END_OF_TURN_TOKEN|>' }}{% \
+    endfor %}{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% \
+    endif %}";
+
+/// Templates with a name.
+const NAMED: [(&str, &str); 4] =
+    [("chatml", CHATML), ("gemma", GEMMA), ("llama3", LLAMA3), ("command-r", COMMAND_R)];
+
 /// Most instructions of a rendering.
 const FUEL: u64 = 20_000_000;
 /// Most bytes of a prompt.
@@ -88,7 +104,12 @@ pub struct Template {
 }
 
 impl Template {
-    /// The template of a model, or the one that is given in place of it.
+    /// A template by its name: `chatml`, `gemma`, `llama3` or `command-r`.
+    pub fn named(name: &str) -> Option<&'static str> {
+        NAMED.iter().find(|(known, _)| *known == name).map(|(_, source)| *source)
+    }
+
+    /// The template of a model, or the one that is given in place of it, as text or by its name.
     ///
     /// # Errors
     /// When it is no Jinja.
@@ -96,7 +117,7 @@ impl Template {
         let tokenizer = model.tokenizer();
         let of_file = model.gguf().get_str("tokenizer.chat_template").optional();
         let source = match (given, of_file) {
-            (Some(given), _) => given.to_owned(),
+            (Some(given), _) => Template::named(given).unwrap_or(given).to_owned(),
             (None, Ok(Some(source))) => source.to_owned(),
             (None, _) if tokenizer.special_token("<start_of_turn>").is_some() => GEMMA.to_owned(),
             (None, _) => CHATML.to_owned(),
@@ -247,6 +268,16 @@ mod tests {
                     Hello.<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n\
                     <start_of_turn>model\n";
         assert_eq!(render(GEMMA, chat()).unwrap(), want);
+        let turns =
+            json!([{ "role": "system", "content": "A" }, { "role": "user", "content": "B " }]);
+        let want = "<s><|start_header_id|>system<|end_header_id|>\n\nA<|eot_id|>\
+                    <|start_header_id|>user<|end_header_id|>\n\nB<|eot_id|>\
+                    <|start_header_id|>assistant<|end_header_id|>\n\n";
+        assert_eq!(render(Template::named("llama3").unwrap(), turns.clone()).unwrap(), want);
+        let want = "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>A<|END_OF_TURN_TOKEN|>\
+                    <|START_OF_TURN_TOKEN|><|USER_TOKEN|>B<|END_OF_TURN_TOKEN|>\
+                    <|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>";
+        assert_eq!(render(Template::named("command-r").unwrap(), turns).unwrap(), want);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The events of one or several requests that answer one call.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::App;
+use super::auth::CALLER;
 use super::error::ApiError;
 use super::metrics::Watch;
 use super::sse::{Gone, QUIET, Sink};
@@ -21,12 +24,13 @@ impl Answers {
     ///
     /// # Errors
     /// When one of them is not taken; then none goes on.
-    pub fn start(app: &App, requests: Vec<Request>) -> Result<Answers, ApiError> {
+    pub fn start(app: &Arc<App>, requests: Vec<Request>) -> Result<Answers, ApiError> {
+        let caller = CALLER.try_with(|caller| *caller).unwrap_or_default();
         let submitted: Result<Vec<_>, _> =
             requests.into_iter().map(|request| app.service.submit(request)).collect();
         let (sender, events) = channel(AHEAD);
         for (index, mut receiver) in submitted?.into_iter().enumerate() {
-            let (sender, metrics) = (sender.clone(), app.metrics.clone());
+            let (sender, app) = (sender.clone(), app.clone());
             let mut watch = Watch::new();
             tokio::spawn(async move {
                 loop {
@@ -35,7 +39,11 @@ impl Answers {
                         () = sender.closed() => return,
                     };
                     let Some(event) = event else { return };
-                    metrics.event(&mut watch, &event);
+                    app.metrics.event(&mut watch, &event);
+                    if let Event::Done(done) = &event {
+                        let usage = &done.usage;
+                        app.keys.spend(caller, usage.prompt_tokens + usage.completion_tokens);
+                    }
                     if sender.send((index, event)).await.is_err() {
                         return;
                     }
@@ -81,10 +89,10 @@ impl Answers {
         while let Some((index, event)) = self.next().await {
             let answer = &mut all[index];
             match event {
-                Event::Started { .. } => {}
+                Event::Started { .. } | Event::Progress { .. } => {}
                 Event::Prompt(logprobs) => answer.prompt = logprobs,
                 Event::Embedding(values) => answer.embedding = values,
-                Event::Token { id, text, logprobs } => {
+                Event::Token { id, text, logprobs, .. } => {
                     answer.tokens.push(id);
                     answer.text += &text;
                     answer.logprobs.extend(logprobs);

@@ -12,10 +12,11 @@ use super::answers::{Answer, Answers};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::output::{self, Outgoing, Output};
+use super::prompt::Rendering;
 use super::request::Common;
 use super::sse::{self, Gone, Sink};
 use super::{App, Shared, apart, body_fields, json_response, wire};
-use crate::chat::{Message, RenderOptions, ToolForm};
+use crate::chat::{Message, ToolForm};
 use crate::engine::{Event, Logprobs, Request, Usage};
 
 /// Most of the most probable tokens.
@@ -28,6 +29,9 @@ pub(super) struct Call {
     /// How calls of functions are written, when some may come.
     pub form: Option<ToolForm>,
     pub requests: Vec<Request>,
+    /// The prompt as text, and what its tokens are.
+    pub text: String,
+    pub prompt_tokens: usize,
 }
 
 /// `POST /v1/chat/completions`.
@@ -35,9 +39,13 @@ pub(super) async fn completions(State(app): Shared, body: Body) -> Result<Respon
     let fields = body_fields(&app, body).await?;
     let shared = app.clone();
     let call = apart(move || understand(fields, &shared)).await?;
-    let Call { common, logprobs, form, requests } = call;
+    let Call { common, logprobs, form, requests, text, .. } = call;
     let answers = Answers::start(&app, requests)?;
-    let head = Head { id: wire::new_id("chatcmpl-"), created: wire::unix_time(), form, app };
+    let verbose = common
+        .verbose
+        .then(|| json!({ "prompt": text, "generation_settings": common.settings(&app) }));
+    let (id, created) = (wire::new_id("chatcmpl-"), wire::unix_time());
+    let head = Head { id, created, form, verbose, app };
     if common.stream {
         return Ok(sse::respond(sse::EVENT_STREAM, |sink| stream(head, common, answers, sink)));
     }
@@ -58,13 +66,10 @@ pub(super) fn understand(mut fields: Fields, app: &App) -> Result<Call, ApiError
         let message = "`top_logprobs` has a meaning only with `logprobs`";
         return Err(ApiError::field("top_logprobs", message));
     }
-    let mut render = RenderOptions::default();
-    if let Some(kwargs) = fields.take("chat_template_kwargs")? {
-        render.extra = kwargs;
-    }
+    let rendering = Rendering::take(&mut fields, app)?;
     let output = Output::take(&mut fields, app)?;
     fields.finish()?;
-    let text = app.template.render_with_tools(&messages, &output.tools, render)?;
+    let text = rendering.text(app, &messages, &output.tools)?;
     let prompt = app.template.encode(app.model().tokenizer(), &text)?;
     let requests: Result<Vec<Request>, ApiError> = (0..common.choices)
         .map(|choice| {
@@ -77,7 +82,16 @@ pub(super) fn understand(mut fields: Fields, app: &App) -> Result<Call, ApiError
             })
         })
         .collect();
-    Ok(Call { common, logprobs, form: output.form, requests: requests? })
+    let (form, prompt_tokens) = (output.form, prompt.len());
+    Ok(Call { common, logprobs, form, requests: requests?, text, prompt_tokens })
+}
+
+/// `POST /v1/chat/completions/input_tokens`: how many tokens the prompt of such a call has.
+pub(super) async fn input_tokens(State(app): Shared, body: Body) -> Result<Response, ApiError> {
+    let fields = body_fields(&app, body).await?;
+    let call = apart(move || understand(fields, &app)).await?;
+    let body = json!({ "object": "response.input_tokens", "input_tokens": call.prompt_tokens });
+    Ok(json_response(StatusCode::OK, &body))
 }
 
 /// What all objects of an answer have.
@@ -85,6 +99,8 @@ struct Head {
     id: String,
     created: u64,
     form: Option<ToolForm>,
+    /// llama.cpp's `__verbose`.
+    verbose: Option<Value>,
     app: Arc<App>,
 }
 
@@ -95,7 +111,7 @@ impl Head {
             "object": kind,
             "created": self.created,
             "model": self.app.options.model_name,
-            "system_fingerprint": concat!("aether-", env!("CARGO_PKG_VERSION")),
+            "system_fingerprint": wire::FINGERPRINT,
             "choices": choices,
         })
     }
@@ -140,6 +156,9 @@ impl Head {
         if let Some(usage) = usages.first() {
             object["timings"] = wire::timings(usage);
         }
+        if let Some(verbose) = &self.verbose {
+            object["__verbose"] = verbose.clone();
+        }
         object
     }
 
@@ -156,7 +175,8 @@ impl Head {
 
 async fn stream(head: Head, common: Common, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
     for index in 0..common.choices {
-        let delta = json!({ "role": "assistant", "content": "" });
+        // Without text, so that nobody takes it for the first token.
+        let delta = json!({ "role": "assistant", "content": null });
         sink.data(&head.chunk(index, delta, None, Value::Null)).await?;
     }
     let mut usages: Vec<Usage> = Vec::new();
@@ -165,14 +185,27 @@ async fn stream(head: Head, common: Common, mut answers: Answers, sink: Sink) ->
     while let Some((index, event)) = answers.next_for(&sink, sse::COMMENT).await? {
         match event {
             Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-            Event::Token { text, logprobs, .. } => {
+            Event::Progress { processed, usage } => {
+                let mut chunk = head.chunk(index, json!({}), None, Value::Null);
+                let (progress, timings) = wire::progress(processed, &usage);
+                chunk["prompt_progress"] = progress;
+                if common.timings {
+                    chunk["timings"] = timings;
+                }
+                sink.data(&chunk).await?;
+            }
+            Event::Token { text, logprobs, usage, .. } => {
                 let text = outgoing[index].push(text);
                 if text.is_empty() && logprobs.is_none() {
                     continue;
                 }
                 let logprobs = logprobs.map(|l| head.logprobs(&[l]));
-                let delta = json!({ "content": text });
-                sink.data(&head.chunk(index, delta, logprobs, Value::Null)).await?;
+                let delta = if text.is_empty() { json!({}) } else { json!({ "content": text }) };
+                let mut chunk = head.chunk(index, delta, logprobs, Value::Null);
+                if common.timings {
+                    chunk["timings"] = wire::timings(&usage);
+                }
+                sink.data(&chunk).await?;
             }
             Event::Done(done) => {
                 let mut text = outgoing[index].push(done.text);
@@ -192,6 +225,9 @@ async fn stream(head: Head, common: Common, mut answers: Answers, sink: Sink) ->
                 if common.timings {
                     last["timings"] = wire::timings(&done.usage);
                 }
+                if let Some(verbose) = &head.verbose {
+                    last["__verbose"] = verbose.clone();
+                }
                 sink.data(&last).await?;
                 usages.push(done.usage);
             }
@@ -203,6 +239,7 @@ async fn stream(head: Head, common: Common, mut answers: Answers, sink: Sink) ->
     if common.stream_usage {
         let mut last = head.object("chat.completion.chunk", json!([]));
         last["usage"] = wire::usage(&usages);
+        last["timings"] = usages.first().map(wire::timings).into();
         sink.data(&last).await?;
     }
     sink.raw("data: [DONE]\n\n".to_owned()).await

@@ -11,14 +11,14 @@ use serde_json::{Map, Value, json};
 use super::answers::{Answer, Answers};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::fim::Fim;
+use super::output::Must;
+use super::prompts::{self, MOST_PROMPTS};
 use super::request::Common;
 use super::sse::{self, Gone, Sink};
 use super::{App, Shared, apart, body_fields, json_response, wire};
 use crate::engine::{Event, Logprobs, Request, Usage};
-use crate::tokenizer::EncodeOptions;
 
-/// Most prompts of a call.
-const MOST_PROMPTS: usize = 64;
 /// Most of the most probable tokens.
 const MOST_LOGPROBS: usize = 20;
 /// New tokens when the call does not say, as OpenAI has it.
@@ -51,7 +51,16 @@ pub(super) async fn completions(State(app): Shared, body: Body) -> Result<Respon
 }
 
 fn understand(mut fields: Fields, app: &App) -> Result<Call, ApiError> {
-    let prompts = prompts("prompt", fields.need("prompt")?, app)?;
+    let mut prompts = prompts::parse("prompt", fields.need("prompt")?, app)?;
+    let suffix = fields.take::<String>("suffix")?.filter(|s| !s.is_empty());
+    let has_suffix = suffix.is_some();
+    if let Some(suffix) = suffix {
+        let fim = Fim::of(app, "suffix")?;
+        for prompt in &mut prompts {
+            *prompt = fim.prompt(app, prompt, &suffix, &[])?;
+        }
+    }
+    let must = Must::take(&mut fields)?;
     let mut common = Common::take(&mut fields, app)?;
     common.default_max_tokens(DEFAULT_TOKENS.min(app.options.max_tokens));
     let logprobs = fields.number("logprobs", 0, MOST_LOGPROBS)?;
@@ -65,51 +74,23 @@ fn understand(mut fields: Fields, app: &App) -> Result<Call, ApiError> {
         let message = format!("a call has at most {MOST_PROMPTS} prompts and choices together");
         return Err(ApiError::field("prompt", message));
     }
+    if echo && has_suffix {
+        return Err(ApiError::unsupported("echo", "`echo` does not go with `suffix`"));
+    }
     if echo && common.stream {
         return Err(ApiError::unsupported("echo", "`echo` does not go with `stream`"));
     }
-    let requests = prompts
+    let requests: Result<Vec<Request>, ApiError> = prompts
         .iter()
         .flat_map(|prompt| (0..common.choices).map(move |choice| (prompt, choice)))
         .map(|(prompt, choice)| {
             let request = common.request(app, prompt.clone(), choice);
-            Request { logprobs, prompt_logprobs: logprobs.filter(|_| echo), ..request }
+            let constraint = must.constraint(app)?;
+            let prompt_logprobs = logprobs.filter(|_| echo);
+            Ok(Request { logprobs, prompt_logprobs, constraint, ..request })
         })
         .collect();
-    Ok(Call { common, logprobs, echo, prompts, requests })
-}
-
-/// A text, a list of texts, a list of token ids, or a list of such lists.
-///
-/// # Errors
-/// When it is none of these.
-pub(super) fn prompts(field: &str, value: Value, app: &App) -> Result<Vec<Vec<u32>>, ApiError> {
-    let wrong = || ApiError::field(field, format!("`{field}` should be texts or token ids"));
-    let encode = |text: &str| {
-        let tokenizer = app.model().tokenizer();
-        tokenizer.encode(text.as_bytes(), EncodeOptions::PROMPT).map_err(ApiError::from)
-    };
-    let ids = |list: &[Value]| -> Result<Vec<u32>, ApiError> {
-        list.iter()
-            .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong))
-            .collect()
-    };
-    match value {
-        Value::String(text) => Ok(vec![encode(&text)?]),
-        Value::Array(list) if list.is_empty() || list.len() > MOST_PROMPTS && !list[0].is_u64() => {
-            Err(ApiError::field(field, format!("from 1 to {MOST_PROMPTS} texts are taken")))
-        }
-        Value::Array(list) if list[0].is_u64() => Ok(vec![ids(&list)?]),
-        Value::Array(list) => list
-            .iter()
-            .map(|item| match item {
-                Value::String(text) => encode(text),
-                Value::Array(list) => ids(list),
-                _ => Err(wrong()),
-            })
-            .collect(),
-        _ => Err(wrong()),
-    }
+    Ok(Call { common, logprobs, echo, prompts, requests: requests? })
 }
 
 /// What all objects of an answer have.
@@ -127,7 +108,7 @@ impl Head {
             "object": "text_completion",
             "created": self.created,
             "model": self.app.options.model_name,
-            "system_fingerprint": concat!("aether-", env!("CARGO_PKG_VERSION")),
+            "system_fingerprint": wire::FINGERPRINT,
             "choices": choices,
         })
     }
@@ -190,6 +171,7 @@ impl Head {
         let usages: Vec<Usage> = all.iter().filter_map(|a| Some(a.done.as_ref()?.usage)).collect();
         let mut object = self.object(choices.into());
         object["usage"] = self.usage(&usages);
+        object["timings"] = usages.first().map(wire::timings).into();
         object
     }
 
@@ -219,14 +201,21 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
     let mut offsets = vec![0; head.call.prompts.len() * head.call.common.choices];
     while let Some((index, event)) = answers.next_for(&sink, sse::COMMENT).await? {
         match event {
-            Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-            Event::Token { text, logprobs, .. } => {
+            Event::Started { .. }
+            | Event::Progress { .. }
+            | Event::Prompt(_)
+            | Event::Embedding(_) => {}
+            Event::Token { text, logprobs, usage, .. } => {
                 if text.is_empty() && logprobs.is_none() {
                     continue;
                 }
                 let logprobs = logprobs.map(|l| head.logprobs(None, &[l], offsets[index]));
                 offsets[index] += text.chars().count();
-                sink.data(&head.chunk(index, text, logprobs, Value::Null)).await?;
+                let mut chunk = head.chunk(index, text, logprobs, Value::Null);
+                if head.call.common.timings {
+                    chunk["timings"] = wire::timings(&usage);
+                }
+                sink.data(&chunk).await?;
             }
             Event::Done(done) => {
                 let reason = wire::finish_reason(&done.finish).into();

@@ -28,7 +28,7 @@ pub(super) async fn embeddings(State(app): Shared, body: Body) -> Result<Respons
     };
     fields.finish()?;
     let shared = app.clone();
-    let prompts = apart(move || super::completions::prompts("input", input, &shared)).await?;
+    let prompts = apart(move || super::prompts::parse("input", input, &shared)).await?;
     let tokens: usize = prompts.iter().map(Vec::len).sum();
     let n = prompts.len();
     let requests = prompts.into_iter().map(|prompt| Request {

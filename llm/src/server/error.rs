@@ -22,12 +22,15 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which trying again makes sense.
     pub retry_after: Option<u64>,
+    /// Tokens of a prompt that is too long, and of the context.
+    pub too_long: Option<Box<(usize, usize)>>,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> ApiError {
         let message = message.into();
-        ApiError { status, kind, message, param: None, code: None, retry_after: None }
+        let (param, code, retry_after, too_long) = (None, None, None, None);
+        ApiError { status, kind, message, param, code, retry_after, too_long }
     }
 
     /// 400: the request makes no sense.
@@ -57,14 +60,17 @@ impl ApiError {
 
     /// The object that OpenAI's API sends.
     pub fn body(&self) -> Value {
-        json!({
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        })
+        let mut error = json!({
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        });
+        if let Some((prompt, context)) = self.too_long.as_deref() {
+            error["n_prompt_tokens"] = (*prompt).into();
+            error["n_ctx"] = (*context).into();
+        }
+        json!({ "error": error })
     }
 }
 
@@ -97,9 +103,13 @@ impl From<SubmitError> for ApiError {
                 ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             },
             SubmitError::Prompt(error) => match *error {
-                EngineError::PromptTooLong { .. } => {
-                    ApiError::invalid(message).code("context_length_exceeded")
-                }
+                // OpenAI's code, and llama.cpp's type: people's programs look at either.
+                EngineError::PromptTooLong { tokens, context } => ApiError {
+                    kind: "exceed_context_size_error",
+                    code: Some("context_length_exceeded"),
+                    too_long: Some(Box::new((tokens, context))),
+                    ..ApiError::invalid(message)
+                },
                 _ => ApiError::invalid(message),
             },
             SubmitError::Sampler(_) => ApiError::invalid(message),

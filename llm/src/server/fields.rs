@@ -103,6 +103,11 @@ impl Fields {
         }
     }
 
+    /// Puts a field in place of what was there.
+    pub fn set(&mut self, field: &str, value: Value) {
+        self.map.insert(field.to_owned(), value);
+    }
+
     /// Takes a field that must be there.
     ///
     /// # Errors

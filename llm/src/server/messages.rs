@@ -26,6 +26,18 @@ pub(super) async fn messages(State(app): Shared, body: Body) -> Response {
     }
 }
 
+/// `POST /v1/messages/count_tokens`: how many tokens the prompt of such a call has.
+pub(super) async fn count_tokens(State(app): Shared, body: Body) -> Response {
+    let count = async {
+        let mut given = body_fields(&app, body).await?;
+        given.set("max_tokens", 1.into());
+        let fields = translate(given)?;
+        let call = apart(move || understand(fields, &app)).await?;
+        Ok(json_response(StatusCode::OK, &json!({ "input_tokens": call.prompt_tokens })))
+    };
+    count.await.unwrap_or_else(|error: ApiError| refused(&error))
+}
+
 /// An error in Anthropic's form.
 fn error_body(error: &ApiError) -> Value {
     let kind = match error.status.as_u16() {
@@ -52,9 +64,10 @@ fn refused(error: &ApiError) -> Response {
 async fn answer(app: Arc<App>, body: Body) -> Result<Response, ApiError> {
     let fields = translate(body_fields(&app, body).await?)?;
     let shared = app.clone();
-    let Call { common, form, requests, .. } = apart(move || understand(fields, &shared)).await?;
+    let call = apart(move || understand(fields, &shared)).await?;
+    let Call { common, form, requests, prompt_tokens, .. } = call;
     let answers = Answers::start(&app, requests)?;
-    let head = Head { id: wire::new_id("msg_"), form, app };
+    let head = Head { id: wire::new_id("msg_"), form, prompt_tokens, app };
     if common.stream {
         return Ok(sse::respond(sse::EVENT_STREAM, |sink| stream(head, answers, sink)));
     }
@@ -217,6 +230,7 @@ fn usage(usage: &Usage) -> Value {
 struct Head {
     id: String,
     form: Option<ToolForm>,
+    prompt_tokens: usize,
     app: Arc<App>,
 }
 
@@ -288,11 +302,15 @@ const PING: &str = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
 async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
     let mut outgoing = Outgoing::new(head.form);
     let mut blocks = Blocks { sink: &sink, index: 0, in_text: false };
-    let begin = head.message(Vec::new(), &Usage::default());
+    let known = Usage { prompt_tokens: head.prompt_tokens, ..Usage::default() };
+    let begin = head.message(Vec::new(), &known);
     sink.named("message_start", &json!({ "type": "message_start", "message": begin })).await?;
     while let Some((_, event)) = answers.next_for(&sink, PING).await? {
         match event {
-            Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            Event::Started { .. }
+            | Event::Progress { .. }
+            | Event::Prompt(_)
+            | Event::Embedding(_) => {}
             Event::Token { text, .. } => blocks.text(outgoing.push(text)).await?,
             Event::Done(done) => {
                 let text = outgoing.push(done.text);

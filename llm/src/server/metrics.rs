@@ -11,6 +11,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 
 use super::Shared;
+use super::error::ApiError;
+use super::props::switched_off;
 use crate::engine::{Event, Stats};
 
 /// Upper bounds in seconds, from a millisecond to some minutes.
@@ -93,7 +95,7 @@ impl Metrics {
                 watch.last = Some(now);
             }
             Event::Done(_) | Event::Failed(_) => self.request.add(now - watch.start),
-            Event::Prompt(_) | Event::Embedding(_) => {}
+            Event::Progress { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
         }
     }
 
@@ -109,6 +111,7 @@ impl Metrics {
     fn text(&self, stats: &Stats, cache_bytes: usize) -> String {
         let mut out = String::new();
         let o = &mut out;
+        of_llama_cpp(o, stats);
         head(o, "aether_http_responses_total", "counter", "Responses by status.");
         for (status, count) in self.statuses.lock().unwrap_or_else(|b| b.into_inner()).iter() {
             line(o, &format!("aether_http_responses_total{{status=\"{status}\"}}"), count);
@@ -161,6 +164,64 @@ impl Metrics {
     }
 }
 
+/// The names of llama.cpp's server, for dashboards that know them.
+fn of_llama_cpp(o: &mut String, stats: &Stats) {
+    let rate = |n: u64, time: Duration| match time.is_zero() {
+        true => 0.0,
+        false => n as f64 / time.as_secs_f64(),
+    };
+    let fresh = stats.prompt_tokens - stats.cached_tokens;
+    // Nothing is drafted.
+    let drafted = 0.0;
+    let all: [(&str, &str, &str, f64); 15] = [
+        ("prompt_tokens_total", "counter", "Tokens of prompts that were computed.", fresh as f64),
+        (
+            "prompt_tokens_cached_total",
+            "counter",
+            "Tokens of prompts that were in a cache.",
+            stats.cached_tokens as f64,
+        ),
+        ("prompt_seconds_total", "counter", "Time of prompts.", stats.prefill.as_secs_f64()),
+        ("tokens_predicted_total", "counter", "Tokens of answers.", stats.completion_tokens as f64),
+        (
+            "tokens_predicted_seconds_total",
+            "counter",
+            "Time of answers after their first token.",
+            stats.decode.as_secs_f64(),
+        ),
+        ("n_decode_total", "counter", "Calls of the model.", stats.steps as f64),
+        ("n_tokens_max", "counter", "Most tokens of a prompt and answer.", stats.longest as f64),
+        ("spec_decode_num_draft_tokens_total", "counter", "Tokens drafted.", drafted),
+        ("spec_decode_num_accepted_tokens_total", "counter", "Drafted tokens taken.", drafted),
+        ("spec_decode_num_drafts_total", "counter", "Drafts.", drafted),
+        (
+            "prompt_tokens_seconds",
+            "gauge",
+            "Tokens of prompts per second.",
+            rate(fresh, stats.prefill),
+        ),
+        (
+            "predicted_tokens_seconds",
+            "gauge",
+            "Tokens of answers per second.",
+            rate(stats.completion_tokens, stats.decode),
+        ),
+        ("requests_processing", "gauge", "Requests in slots.", stats.running as f64),
+        ("requests_deferred", "gauge", "Requests that wait for a slot.", stats.waiting as f64),
+        (
+            "n_busy_slots_per_decode",
+            "gauge",
+            "Slots in a call of the model.",
+            stats.busy_slots as f64 / stats.steps.max(1) as f64,
+        ),
+    ];
+    for (name, kind, help, value) in all {
+        let name = format!("llamacpp:{name}");
+        head(o, &name, kind, help);
+        line(o, &name, value);
+    }
+}
+
 /// Where the system tells it.
 fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -170,12 +231,16 @@ fn resident_bytes() -> Option<u64> {
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics(State(app): Shared) -> Response {
+pub(super) async fn metrics(State(app): Shared) -> Result<Response, ApiError> {
+    if !app.options.metrics_endpoint {
+        return Err(switched_off("/metrics"));
+    }
     let text = app.metrics.text(&app.service.stats(), app.model().cache_bytes());
     let mut response = Response::new(Body::from(text));
     let plain = HeaderValue::from_static("text/plain; version=0.0.4");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    response
+    response.headers_mut().insert("process-start-time-unix", HeaderValue::from(app.started));
+    Ok(response)
 }
 
 #[cfg(test)]

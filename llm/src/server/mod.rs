@@ -29,16 +29,23 @@ mod answers;
 mod auth;
 mod chat;
 mod completions;
+mod cors;
 mod embeddings;
 mod error;
 mod fields;
+mod fim;
 mod health;
 mod listen;
 mod messages;
 mod metrics;
 mod models;
+mod native;
 mod ollama;
 mod output;
+mod page;
+mod prompt;
+mod prompts;
+mod props;
 mod request;
 mod responses;
 mod sampling;
@@ -46,7 +53,8 @@ mod sse;
 mod tokens;
 mod wire;
 
-pub use auth::Keys;
+pub use auth::{Keys, Rates};
+pub use cors::Origins;
 pub use error::ApiError;
 pub use listen::{ListenOptions, serve};
 
@@ -55,11 +63,16 @@ pub use listen::{ListenOptions, serve};
 pub struct ServerOptions {
     /// The name under which the model is listed.
     pub model_name: String,
+    /// Further names of it, and words about it.
+    pub aliases: Vec<String>,
+    pub tags: Vec<String>,
     pub api_keys: Vec<String>,
-    /// Requests per minute of each key.
-    pub rate_limit: Option<u32>,
-    /// Most new tokens of an answer, and how many there are when the request does not say.
+    /// What each key may have in a minute.
+    pub rates: Rates,
+    /// Most new tokens of an answer.
     pub max_tokens: usize,
+    /// How many there are when the request does not say; as many as there may be when `None`.
+    pub default_tokens: Option<usize>,
     /// Most bytes of a body.
     pub max_body: usize,
     /// Most time for a body to come.
@@ -68,10 +81,24 @@ pub struct ServerOptions {
     pub request_time: Option<Duration>,
     /// How tokens are chosen when the request does not say.
     pub sampler: SamplerOptions,
-    /// A chat template in place of the model's.
+    /// The seed of requests that name none; another every time when `None`.
+    pub seed: Option<u64>,
+    /// A chat template in place of the model's, or the name of one ([`Template::named`]).
     pub chat_template: Option<String>,
-    /// The origin that browsers may call from; `None` for no CORS headers.
-    pub cors_origin: Option<String>,
+    /// What the template is told of whether the model should think first; nothing when `None`.
+    pub thinking: Option<bool>,
+    /// A grammar (GBNF) of answers when the request says nothing about their form.
+    pub grammar: Option<String>,
+    /// Answers go on when the context is full, without its older half.
+    pub context_shift: bool,
+    /// Every answer tells its prompt and settings (`__verbose`).
+    pub verbose: bool,
+    /// Offer `/slots`, `/metrics`, and the page at `/`.
+    pub slots_endpoint: bool,
+    pub metrics_endpoint: bool,
+    pub page: bool,
+    /// Whose pages may call.
+    pub origins: Origins,
     /// The model's file, for display.
     pub model_path: PathBuf,
 }
@@ -81,14 +108,25 @@ impl Default for ServerOptions {
         ServerOptions {
             model_name: "aether".to_owned(),
             api_keys: Vec::new(),
-            rate_limit: None,
+            rates: Rates::default(),
+            aliases: Vec::new(),
+            tags: Vec::new(),
             max_tokens: 4096,
+            default_tokens: None,
             max_body: 4 << 20,
             body_time: Duration::from_secs(30),
             request_time: None,
             sampler: SamplerOptions::default(),
+            seed: None,
             chat_template: None,
-            cors_origin: None,
+            thinking: None,
+            grammar: None,
+            context_shift: false,
+            verbose: false,
+            slots_endpoint: true,
+            metrics_endpoint: true,
+            page: true,
+            origins: Origins::None,
             model_path: PathBuf::new(),
         }
     }
@@ -114,7 +152,7 @@ impl App {
         options: ServerOptions,
     ) -> Result<Arc<App>, crate::chat::ChatError> {
         let template = Template::for_model(service.model(), options.chat_template.as_deref())?;
-        let keys = Keys::new(&options.api_keys, options.rate_limit);
+        let keys = Keys::new(&options.api_keys, options.rates);
         let started = wire::unix_time();
         let grammars = OnceLock::new();
         let metrics = Arc::default();
@@ -152,6 +190,7 @@ fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
 pub fn router(app: Arc<App>) -> Router {
     // These answer anybody, always: probes have no keys.
     let open = Router::new()
+        .route("/", get(page::page))
         .route("/health", get(health::health))
         .route("/v1/health", get(health::health))
         .route("/ready", get(health::ready))
@@ -162,10 +201,19 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(models::one))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/chat/completions", post(chat::completions))
+        .route("/v1/chat/completions/input_tokens", post(chat::input_tokens))
+        .route("/chat/completions/input_tokens", post(chat::input_tokens))
+        .route("/completion", post(native::completion))
+        .route("/completions", post(native::completion))
+        .route("/infill", post(native::infill))
+        .route("/props", get(props::props))
+        .route("/slots", get(props::slots))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/responses", post(responses::responses))
+        .route("/responses", post(responses::responses))
         .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/tags", get(ollama::tags))
@@ -182,7 +230,11 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn not_found(request: HttpRequest) -> ApiError {
-    let message = format!("there is no {} {}", request.method(), request.uri().path());
+    not_found_at(request.method().as_str(), request.uri().path())
+}
+
+fn not_found_at(method: &str, path: &str) -> ApiError {
+    let message = format!("there is no {method} {path}");
     ApiError::new(StatusCode::NOT_FOUND, "not_found_error", message)
 }
 
@@ -194,7 +246,7 @@ async fn wrong_method(request: HttpRequest) -> ApiError {
 /// Checks the key.
 async fn guard(State(app): Shared, request: HttpRequest, next: Next) -> Response {
     match app.keys.admit(request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => auth::CALLER.scope(caller, next.run(request)).await,
         Err(error) => error.into_response(),
     }
 }
@@ -206,23 +258,16 @@ async fn outer(State(app): Shared, request: HttpRequest, next: Next) -> Response
     let id = given.unwrap_or_else(|| {
         HeaderValue::from_str(&wire::new_id("req-")).unwrap_or(HeaderValue::from_static("req"))
     });
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let start = Instant::now();
-    let mut response = match (&app.options.cors_origin, &method) {
-        (Some(_), &Method::OPTIONS) => StatusCode::NO_CONTENT.into_response(),
+    let mut response = match (&app.options.origins, &method) {
+        (Origins::None, _) => next.run(request).await,
+        (_, &Method::OPTIONS) => StatusCode::OK.into_response(),
         _ => next.run(request).await,
     };
     app.metrics.response(response.status());
-    let headers = response.headers_mut();
-    if let Some(origin) = app.options.cors_origin.as_deref().and_then(|o| o.parse().ok()) {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let any = HeaderValue::from_static("*");
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("authorization, content-type, x-api-key, x-request-id"),
-        );
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, any);
-    }
+    app.options.origins.apply(origin.as_ref(), asked.as_ref(), response.headers_mut());
     tracing::info!(
         id = id.to_str().unwrap_or_default(),
         %method,

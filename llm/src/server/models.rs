@@ -13,6 +13,8 @@ fn object(app: &App) -> Value {
     json!({
         "id": app.options.model_name,
         "object": "model",
+        "aliases": std::iter::once(&app.options.model_name).chain(&app.options.aliases).collect::<Vec<_>>(),
+        "tags": app.options.tags,
         "created": app.started,
         "owned_by": "aether",
         "meta": {
@@ -35,7 +37,7 @@ pub(super) async fn one(
     State(app): Shared,
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
-    if name == app.options.model_name {
+    if name == app.options.model_name || app.options.aliases.contains(&name) {
         return Ok(json_response(StatusCode::OK, &object(&app)));
     }
     let message =

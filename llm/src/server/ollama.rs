@@ -255,7 +255,12 @@ async fn lines(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone>
     loop {
         match answers.next_for(&sink, "").await?.map(|(_, event)| event) {
             None => return Ok(()),
-            Some(Event::Started { .. } | Event::Prompt(_) | Event::Embedding(_)) => {}
+            Some(
+                Event::Started { .. }
+                | Event::Progress { .. }
+                | Event::Prompt(_)
+                | Event::Embedding(_),
+            ) => {}
             Some(Event::Token { text, .. }) => {
                 let text = outgoing.push(text);
                 if !text.is_empty() {

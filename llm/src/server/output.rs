@@ -19,12 +19,65 @@ pub(super) struct Output {
     must: Must,
 }
 
-enum Must {
+/// What the text of an answer must be.
+pub(super) enum Must {
     Anything,
     Object,
-    Schema(Value),
+    /// A JSON Schema, and the field that it came in.
+    Schema(&'static str, Value),
+    /// A grammar in llama.cpp's form.
+    Grammar(String),
     /// A grammar in Lark's form.
     Call(String),
+}
+
+impl Must {
+    /// Takes `response_format`, and llama.cpp's `json_schema` and `grammar`, of which one may be
+    /// there.
+    ///
+    /// # Errors
+    /// When one has a value that it cannot have, or there are several.
+    pub fn take(fields: &mut Fields) -> Result<Must, ApiError> {
+        let all = [
+            ("response_format", format(fields)?),
+            (
+                "json_schema",
+                fields.take("json_schema")?.map(|schema| Must::Schema("json_schema", schema)),
+            ),
+            (
+                "grammar",
+                fields.take("grammar")?.filter(|g: &String| !g.is_empty()).map(Must::Grammar),
+            ),
+        ];
+        let mut found = Must::Anything;
+        for (name, must) in all {
+            match must {
+                None => {}
+                Some(must) if matches!(found, Must::Anything) => found = must,
+                Some(_) => {
+                    let message = format!("`{name}` is one way too many to say what must come out");
+                    return Err(ApiError::field(name, message));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The constraint of one answer.
+    ///
+    /// # Errors
+    /// When the schema or grammar cannot be used.
+    pub fn constraint(&self, app: &App) -> Result<Option<Box<dyn Constraint>>, ApiError> {
+        let (name, made) = match (self, &app.options.grammar) {
+            (Must::Anything, None) => return Ok(None),
+            (Must::Anything, Some(text)) => ("grammar", app.grammars()?.gbnf(text)),
+            (Must::Object, _) => ("response_format", app.grammars()?.json_object()),
+            (Must::Schema(field, schema), _) => (*field, app.grammars()?.schema(schema.clone())),
+            (Must::Grammar(text), _) => ("grammar", app.grammars()?.gbnf(text)),
+            (Must::Call(grammar), _) => ("tools", app.grammars()?.lark(grammar)),
+        };
+        made.map(Some).map_err(|error| ApiError::field(name, format!("`{name}`: {error}")))
+    }
 }
 
 /// Which functions are to be called.
@@ -52,7 +105,7 @@ impl Output {
             let message = "`parallel_tool_calls` cannot be false: the model decides";
             return Err(ApiError::unsupported("parallel_tool_calls", message));
         }
-        let mut must = format(fields)?;
+        let mut must = Must::take(fields)?;
         let form = app.template.tool_form();
         let wanted = |message: &str| ApiError::field("tool_choice", message);
         let called: Vec<&Tool> = match &choice {
@@ -78,13 +131,7 @@ impl Output {
     /// # Errors
     /// When the schema cannot be used.
     pub fn constraint(&self, app: &App) -> Result<Option<Box<dyn Constraint>>, ApiError> {
-        let (name, made) = match &self.must {
-            Must::Anything => return Ok(None),
-            Must::Object => ("response_format", app.grammars()?.json_object()),
-            Must::Schema(schema) => ("response_format", app.grammars()?.schema(schema.clone())),
-            Must::Call(grammar) => ("tools", app.grammars()?.lark(grammar)),
-        };
-        made.map(Some).map_err(|error| ApiError::field(name, format!("`{name}`: {error}")))
+        self.must.constraint(app)
     }
 }
 
@@ -108,13 +155,17 @@ fn choice(fields: &mut Fields) -> Result<Choice, ApiError> {
     }
 }
 
-fn format(fields: &mut Fields) -> Result<Must, ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(Must::Anything) };
+fn format(fields: &mut Fields) -> Result<Option<Must>, ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
     let kind: String = format.need("type")?;
+    let of_format = |schema| Must::Schema("response_format", schema);
     let must = match kind.as_str() {
-        "text" => Must::Anything,
+        "text" => {
+            format.finish()?;
+            return Ok(None);
+        }
         // llama.cpp takes a schema here.
-        "json_object" => format.take("schema")?.map_or(Must::Object, Must::Schema),
+        "json_object" => format.take("schema")?.map_or(Must::Object, of_format),
         "json_schema" => {
             let mut inner = format
                 .object("json_schema")?
@@ -125,7 +176,7 @@ fn format(fields: &mut Fields) -> Result<Must, ApiError> {
             let _: Option<bool> = inner.take("strict")?;
             let schema = inner.need("schema")?;
             inner.finish()?;
-            Must::Schema(schema)
+            of_format(schema)
         }
         other => {
             let message = format!("`response_format` of type `{other}` is not supported");
@@ -133,7 +184,7 @@ fn format(fields: &mut Fields) -> Result<Must, ApiError> {
         }
     };
     format.finish()?;
-    Ok(must)
+    Ok(Some(must))
 }
 
 /// Calls in OpenAI's form.

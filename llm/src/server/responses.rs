@@ -30,7 +30,8 @@ pub(super) async fn responses(State(app): Shared, body: Body) -> Result<Response
         app,
     };
     if common.stream {
-        return Ok(sse::respond(sse::EVENT_STREAM, |sink| stream(head, answers, sink)));
+        let timed = common.timings;
+        return Ok(sse::respond(sse::EVENT_STREAM, |sink| stream(head, answers, timed, sink)));
     }
     let all = answers.collect(1).await?;
     let done = all[0].done.as_ref().ok_or_else(|| ApiError::internal("the answer has no end"))?;
@@ -56,7 +57,17 @@ fn translate(mut given: Fields) -> Result<Fields, ApiError> {
         }
     }
     out.insert("messages".to_owned(), messages.into());
-    let same = ["model", "stream", "temperature", "top_p", "user"].map(|name| (name, name));
+    const SAME: [&str; 7] = [
+        "model",
+        "stream",
+        "temperature",
+        "top_p",
+        "user",
+        // llama.cpp's.
+        "timings_per_token",
+        "return_progress",
+    ];
+    let same = SAME.map(|name| (name, name));
     for (from, to) in same.into_iter().chain([("max_output_tokens", "max_tokens")]) {
         if let Some(value) = given.take::<Value>(from)? {
             out.insert(to.to_owned(), value);
@@ -193,10 +204,11 @@ impl Numbered<'_> {
     }
 }
 
-async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone> {
+async fn stream(head: Head, mut answers: Answers, timed: bool, sink: Sink) -> Result<(), Gone> {
     let mut events = Numbered { sink: &sink, count: 0 };
     let begin = head.object("in_progress", json!([]));
-    events.send("response.created", json!({ "response": begin })).await?;
+    events.send("response.created", json!({ "response": begin.clone() })).await?;
+    events.send("response.in_progress", json!({ "response": begin.clone() })).await?;
     let item = head.item("in_progress", json!([]));
     events.send("response.output_item.added", json!({ "output_index": 0, "item": item })).await?;
     let at = || json!({ "item_id": head.message, "output_index": 0, "content_index": 0 });
@@ -205,9 +217,18 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
     events.send("response.content_part.added", added).await?;
     let mut whole = String::new();
     while let Some((_, event)) = answers.next_for(&sink, sse::COMMENT).await? {
-        let (text, done) = match event {
-            Event::Token { text, .. } => (text, None),
-            Event::Done(done) => (done.text.clone(), Some(done)),
+        let (text, usage, done) = match event {
+            Event::Progress { processed, usage } => {
+                let (progress, timings) = wire::progress(processed, &usage);
+                let mut event = json!({ "response": begin, "prompt_progress": progress });
+                if timed {
+                    event["timings"] = timings;
+                }
+                events.send("response.in_progress", event).await?;
+                continue;
+            }
+            Event::Token { text, usage, .. } => (text, usage, None),
+            Event::Done(done) => (done.text.clone(), done.usage, Some(done)),
             Event::Failed(failure) => {
                 let error = ApiError::from(failure);
                 let event =
@@ -221,6 +242,9 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
             let mut delta = at();
             delta["delta"] = text.into();
             delta["logprobs"] = json!([]);
+            if timed {
+                delta["timings"] = wire::timings(&usage);
+            }
             events.send("response.output_text.delta", delta).await?;
         }
         let Some(done) = done else { continue };
@@ -238,7 +262,11 @@ async fn stream(head: Head, mut answers: Answers, sink: Sink) -> Result<(), Gone
             Some("incomplete") => "response.incomplete",
             _ => "response.completed",
         };
-        return events.send(name, json!({ "response": object })).await;
+        let mut last = json!({ "response": object });
+        if timed {
+            last["timings"] = wire::timings(&usage);
+        }
+        return events.send(name, last).await;
     }
     Ok(())
 }

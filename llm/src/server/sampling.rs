@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
+use super::ServerOptions;
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::sample::{Breakers, MirostatOptions, MirostatVersion, SamplerOptions};
@@ -31,10 +32,10 @@ pub(super) fn fresh_seed() -> u64 {
 /// Takes the fields of sampling.
 pub(super) fn take(
     fields: &mut Fields,
-    defaults: &SamplerOptions,
+    options: &ServerOptions,
     tokenizer: &Tokenizer,
 ) -> Result<Sampling, ApiError> {
-    let mut o = defaults.clone();
+    let mut o = options.sampler.clone();
     let mut set = |name: &str, to: &mut f32, low: f32, high: f32| -> Result<(), ApiError> {
         *to = fields.number(name, low, high)?.unwrap_or(*to);
         Ok(())
@@ -82,7 +83,7 @@ pub(super) fn take(
         o.logit_bias = logit_bias(bias, tokenizer)?;
     }
     let seed = seed(fields)?;
-    o.seed = seed.unwrap_or_else(fresh_seed);
+    o.seed = seed.or(options.seed).unwrap_or_else(fresh_seed);
     o.check().map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok(Sampling { options: o, seeded: seed.is_some() })
 }

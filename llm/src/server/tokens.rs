@@ -7,8 +7,9 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::prompt::Rendering;
 use super::{Shared, apart, body_fields, json_response};
-use crate::chat::{Message, RenderOptions};
+use crate::chat::{Message, Tool};
 use crate::tokenizer::EncodeOptions;
 
 /// `POST /tokenize`: `content`, with `add_special`, `parse_special`, `with_pieces`.
@@ -53,18 +54,18 @@ pub(super) async fn detokenize(State(app): Shared, body: Body) -> Result<Respons
     Ok(json_response(StatusCode::OK, &json!({ "content": content })))
 }
 
-/// `POST /apply-template`: `messages`.
+/// `POST /apply-template`: `messages`, with `tools`.
 pub(super) async fn apply_template(State(app): Shared, body: Body) -> Result<Response, ApiError> {
     let mut fields = body_fields(&app, body).await?;
     let messages = Message::parse_list(fields.need("messages")?)?;
-    let mut render = RenderOptions {
-        generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
-        ..RenderOptions::default()
+    let tools = match fields.take("tools")? {
+        Some(list) => {
+            Tool::parse_list(list).map_err(|e| ApiError::field("tools", e.to_string()))?
+        }
+        None => Vec::new(),
     };
-    if let Some(kwargs) = fields.take("chat_template_kwargs")? {
-        render.extra = kwargs;
-    }
+    let rendering = Rendering::take(&mut fields, &app)?;
     fields.finish()?;
-    let prompt = apart(move || Ok(app.template.render(&messages, &render)?)).await?;
+    let prompt = apart(move || rendering.text(&app, &messages, &tools)).await?;
     Ok(json_response(StatusCode::OK, &json!({ "prompt": prompt })))
 }

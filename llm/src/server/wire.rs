@@ -33,6 +33,9 @@ pub(super) fn usage(all: &[Usage]) -> Value {
     })
 }
 
+/// Names the build that answers.
+pub(super) const FINGERPRINT: &str = concat!("build-aether-", env!("CARGO_PKG_VERSION"));
+
 /// OpenAI's `finish_reason`.
 pub(super) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
@@ -43,19 +46,41 @@ pub(super) fn finish_reason(finish: &Finish) -> &'static str {
 
 /// llama.cpp's `timings`.
 pub(super) fn timings(usage: &Usage) -> Value {
+    timings_of(usage, usage.prompt_tokens - usage.cached_tokens)
+}
+
+/// `prompt` tokens went through the model.
+fn timings_of(usage: &Usage, prompt: usize) -> Value {
     let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
-    let per_second = |n: usize, d: std::time::Duration| n as f64 / d.as_secs_f64().max(1e-9);
-    let fresh = usage.prompt_tokens - usage.cached_tokens;
+    let per_second = |n: usize, d: std::time::Duration| match d.is_zero() {
+        true => 0.0,
+        false => n as f64 / d.as_secs_f64(),
+    };
+    // The first token comes with the prompt.
+    let steps = usage.completion_tokens.saturating_sub(1);
     json!({
         "queue_ms": ms(usage.queued),
         "cache_n": usage.cached_tokens,
-        "prompt_n": fresh,
+        "prompt_n": prompt,
         "prompt_ms": ms(usage.prefill),
-        "prompt_per_second": per_second(fresh, usage.prefill),
+        "prompt_per_token_ms": ms(usage.prefill) / prompt.max(1) as f64,
+        "prompt_per_second": per_second(prompt, usage.prefill),
         "predicted_n": usage.completion_tokens,
         "predicted_ms": ms(usage.decode),
-        "predicted_per_second": per_second(usage.completion_tokens.saturating_sub(1), usage.decode),
+        "predicted_per_token_ms": if steps > 0 { ms(usage.decode) / steps as f64 } else { 0.0 },
+        "predicted_per_second": per_second(steps, usage.decode),
     })
+}
+
+/// llama.cpp's `prompt_progress` and `timings` of a prompt that is being read.
+pub(super) fn progress(processed: usize, usage: &Usage) -> (Value, Value) {
+    let progress = json!({
+        "total": usage.prompt_tokens,
+        "cache": usage.cached_tokens,
+        "processed": processed,
+        "time_ms": usage.prefill.as_millis() as u64,
+    });
+    (progress, timings_of(usage, processed.saturating_sub(usage.cached_tokens)))
 }
 
 fn token(tokenizer: &Tokenizer, t: TokenLogprob) -> Value {
@@ -68,6 +93,22 @@ fn token(tokenizer: &Tokenizer, t: TokenLogprob) -> Value {
         "logprob": logprob,
         "bytes": bytes,
     })
+}
+
+/// llama.cpp's form of the same after sampling: probabilities.
+pub(super) fn sampled_prob(tokenizer: &Tokenizer, logprobs: &Logprobs) -> Value {
+    let one = |t: &TokenLogprob| {
+        let bytes = tokenizer.token_bytes(t.token, true);
+        json!({
+            "id": t.token,
+            "token": String::from_utf8_lossy(bytes),
+            "bytes": bytes,
+            "prob": t.logprob.exp(),
+        })
+    };
+    let mut entry = one(&logprobs.chosen);
+    entry["top_probs"] = logprobs.top.iter().map(one).collect();
+    entry
 }
 
 /// An entry of chat completions' `logprobs.content`.

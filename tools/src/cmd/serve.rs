@@ -1,17 +1,17 @@
 //! `aether serve`, which is `aether-server`: language models over HTTP.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions};
 use aether_llm::sample::SamplerOptions;
-use aether_llm::server::{App, ListenOptions, ServerOptions, serve};
+use aether_llm::server::{App, ListenOptions, Origins, Rates, ServerOptions, serve};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::output;
 use crate::source::{ModelArg, read_file};
@@ -21,9 +21,9 @@ use crate::source::{ModelArg, read_file};
 pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArg,
-    /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1")]
-    pub host: IpAddr,
+    /// Address to listen on; may be given several times
+    #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
+    pub host: Vec<IpAddr>,
     /// Port to listen on; 0 for any free one, which is printed
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
@@ -39,6 +39,15 @@ pub struct ServeArgs {
     /// Most new tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_tokens: usize,
+    /// New tokens of an answer when the request does not say; as many as there may be when absent
+    #[arg(long, value_name = "N")]
+    pub default_tokens: Option<usize>,
+    /// Most tokens that go through the model at once
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub batch: u32,
+    /// Go on when the context is full, without its older half, in place of ending the answer
+    #[arg(long)]
+    pub context_shift: bool,
     /// Tokens of prompts that go through the model beside requests that are being continued
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub prefill_chunk: usize,
@@ -57,6 +66,9 @@ pub struct ServeArgs {
     /// Requests per minute of each key, or of all when there are no keys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
+    /// Tokens of prompts and answers per minute of each key, or of all when there are no keys
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub token_rate_limit: Option<u32>,
     /// Seconds that an answer may take; 0 for no limit
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
@@ -69,18 +81,40 @@ pub struct ServeArgs {
     /// Most connections at a time
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_connections: usize,
-    /// Origin whose pages may call: `*` for any
-    #[arg(long, value_name = "ORIGIN")]
-    pub cors: Option<String>,
-    /// The name under which the model is listed; its file's name when absent
-    #[arg(long, value_name = "NAME")]
-    pub alias: Option<String>,
-    /// A Jinja chat template, as text, in place of the model's
+    /// Origins whose pages may call, between commas: `*` for any, `localhost` for this machine's
+    #[arg(long, value_name = "ORIGINS", default_value = "")]
+    pub cors: String,
+    /// The name under which the model is listed, and further ones; its file's name when absent
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub alias: Vec<String>,
+    /// Words about the model, for its listing
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub tags: Vec<String>,
+    /// A Jinja chat template in place of the model's, as text or by name (chatml, gemma, llama3,
+    /// command-r)
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "chat_template_file")]
     pub chat_template: Option<String>,
     /// The same from a file
     #[arg(long, value_name = "FILE")]
     pub chat_template_file: Option<PathBuf>,
+    /// Whether chat templates that know it are told to let the model think first
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Reasoning::Auto)]
+    pub reasoning: Reasoning,
+    /// A file with a grammar (GBNF) that answers match when the request says nothing of their form
+    #[arg(long, value_name = "FILE")]
+    pub grammar_file: Option<PathBuf>,
+    /// Tell the prompt and the settings in every answer (`__verbose`)
+    #[arg(long)]
+    pub verbose: bool,
+    /// Do not offer /slots
+    #[arg(long)]
+    pub no_slots: bool,
+    /// Do not offer /metrics
+    #[arg(long)]
+    pub no_metrics: bool,
+    /// Do not offer the chat page at /
+    #[arg(long)]
+    pub no_ui: bool,
     /// Compute on the CPU only
     #[arg(long)]
     pub cpu_only: bool,
@@ -90,14 +124,29 @@ pub struct ServeArgs {
     /// Default temperature
     #[arg(long = "temp", value_name = "T", default_value_t = 0.8)]
     pub temperature: f32,
+    /// Seed of requests that name none; another every time when absent
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// Whether a model should think first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reasoning {
+    On,
+    Off,
+    /// As the template has it.
+    Auto,
+}
+
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    String::from_utf8(read_file(path)?).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 impl ServeArgs {
     fn keys(&self) -> anyhow::Result<Vec<String>> {
         let mut keys = self.api_key.clone();
         if let Some(path) = &self.api_key_file {
-            let text = String::from_utf8(read_file(path)?)
-                .with_context(|| format!("{} is not UTF-8", path.display()))?;
+            let text = read_text(path)?;
             keys.extend(text.lines().map(|line| line.trim().to_owned()));
         }
         keys.retain(|key| !key.is_empty());
@@ -111,23 +160,40 @@ impl ServeArgs {
     fn options(&self, path: PathBuf) -> anyhow::Result<ServerOptions> {
         let chat_template = match (&self.chat_template, &self.chat_template_file) {
             (Some(text), _) => Some(text.clone()),
-            (None, Some(path)) => Some(
-                String::from_utf8(read_file(path)?)
-                    .with_context(|| format!("{} is not UTF-8", path.display()))?,
-            ),
+            (None, Some(path)) => Some(read_text(path)?),
             (None, None) => None,
         };
+        let grammar = self.grammar_file.as_deref().map(read_text).transpose()?;
+        if let Some(text) = &grammar {
+            aether_llm::grammar::to_lark(text).context("--grammar-file")?;
+        }
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let mut names = self.alias.iter().cloned().chain(stem);
         Ok(ServerOptions {
-            model_name: self.alias.clone().or(stem).unwrap_or_else(|| "model".to_owned()),
+            model_name: names.next().unwrap_or_else(|| "model".to_owned()),
+            aliases: self.alias.iter().skip(1).cloned().collect(),
+            tags: self.tags.clone(),
+            default_tokens: self.default_tokens,
+            seed: self.seed,
+            thinking: match self.reasoning {
+                Reasoning::On => Some(true),
+                Reasoning::Off => Some(false),
+                Reasoning::Auto => None,
+            },
+            grammar,
+            context_shift: self.context_shift,
+            verbose: self.verbose,
+            slots_endpoint: !self.no_slots,
+            metrics_endpoint: !self.no_metrics,
+            page: !self.no_ui,
+            origins: Origins::parse(&self.cors),
             api_keys: self.keys()?,
-            rate_limit: self.rate_limit,
+            rates: Rates { requests: self.rate_limit, tokens: self.token_rate_limit },
             max_tokens: self.max_tokens,
             max_body: self.max_body,
             request_time: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
             sampler: SamplerOptions { temperature: self.temperature, ..SamplerOptions::default() },
             chat_template,
-            cors_origin: self.cors.clone(),
             model_path: path,
             ..ServerOptions::default()
         })
@@ -147,6 +213,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         slots,
         // Room for prompts' log-probabilities beside one row of every request.
         rows: slots + 32,
+        batch: args.batch as usize,
         threads: args.threads,
         ..LoadOptions::default()
     };
@@ -167,12 +234,16 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn listen(args: &ServeArgs, app: Arc<App>) -> anyhow::Result<()> {
-    let address = SocketAddr::new(args.host, args.port);
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    let address = listener.local_addr().context("the listener has no address")?;
-    let end = Arc::new(Notify::new());
-    let told = end.clone();
+    let mut listeners = Vec::new();
+    for host in &args.host {
+        let address = SocketAddr::new(*host, args.port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.local_addr().context("the listener has no address")?;
+        listeners.push((listener, address));
+    }
+    let (tell, told) = watch::channel(false);
     let mut count = 0;
     ctrlc::set_handler(move || {
         count += 1;
@@ -180,15 +251,27 @@ async fn listen(args: &ServeArgs, app: Arc<App>) -> anyhow::Result<()> {
             // The second signal does not wait.
             std::process::exit(130);
         }
-        told.notify_one();
+        // Without a listener the process ends already.
+        let _ = tell.send(true);
     })
     .context("cannot listen for signals")?;
-    output::note(&format!("{} on http://{address}", app.options.model_name));
     let options = ListenOptions {
         connections: args.max_connections,
         grace: Duration::from_secs(args.grace),
         ..ListenOptions::default()
     };
-    serve(app, listener, options, end.notified()).await;
+    let mut tasks = Vec::new();
+    for (listener, address) in listeners {
+        output::note(&format!("{} on http://{address}", app.options.model_name));
+        let (app, mut told) = (app.clone(), told.clone());
+        tasks.push(tokio::spawn(async move {
+            // A sender that is gone means the same.
+            let end = async { drop(told.wait_for(|end| *end).await) };
+            serve(app, listener, options, end).await;
+        }));
+    }
+    for task in tasks {
+        task.await.context("a listener ended early")?;
+    }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The server on a small random model: what it answers, and what it says to bad input.
 
-#[path = "common/tiny.rs"]
+mod llama_cpp;
+mod page;
+#[path = "../common/tiny.rs"]
 mod tiny;
 
 use std::io::{Read, Write};
@@ -10,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions};
-use aether_llm::server::{App, ListenOptions, ServerOptions, serve};
+use aether_llm::server::{App, ListenOptions, Rates, ServerOptions, serve};
 use serde_json::{Value, json};
 use tiny::{FLOATS, Tiny};
 use tokio::sync::oneshot;
@@ -330,7 +332,7 @@ fn random_bodies_harm_nobody() {
 fn keys_and_rates_are_kept() {
     let options = ServerOptions {
         api_keys: vec!["sk-one".to_owned(), "sk-two".to_owned()],
-        rate_limit: Some(3),
+        rates: Rates { requests: Some(3), tokens: None },
         ..ServerOptions::default()
     };
     let server = Server::start(options, 8);
