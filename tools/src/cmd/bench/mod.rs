@@ -1,6 +1,7 @@
 //! `aether bench`: prompt and generation speed, as llama-bench measures and prints it, beside
 //! llama-bench itself when asked.
 
+mod parallel;
 mod peer;
 mod sample;
 mod synthetic;
@@ -50,6 +51,15 @@ pub struct BenchArgs {
     /// Most tokens that go through the model at once
     #[arg(short, long, default_value_t = 512)]
     pub batch: usize,
+    /// Measure so many requests at a time in place of one, several numbers by commas: each has a
+    /// prompt of -p and an answer of -n tokens, -r times
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        conflicts_with_all = ["depth", "profile", "compare_llama_cpp", "synthetic", "device", "gpu", "gpu_layers"]
+    )]
+    pub parallel: Vec<usize>,
     /// Time every op in one more turn of each test, write a trace that Perfetto opens, and print
     /// the kernels that took longest
     #[arg(long, value_name = "FILE")]
@@ -93,6 +103,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         Some(made) => made.path.clone(),
         None => args.model.path()?,
     };
+    if !args.parallel.is_empty() {
+        return parallel::run(args, &path);
+    }
     let options = LoadOptions {
         context: longest + args.depth,
         batch: args.batch.max(1),
