@@ -217,7 +217,7 @@ fn the_context_is_kept() {
     assert_eq!((model.context_len(), model.batch_len(), model.vocab_len()), (20, 16, 258));
     let mut context = Context::new(&model).unwrap();
     let error = context.prefill(&[1; 21]).unwrap_err().to_string();
-    assert!(error.contains("21 tokens") && error.contains("holds 20"), "{error}");
+    assert!(error.contains("21 tokens") && error.contains("context size of 20"), "{error}");
     assert!(matches!(context.prefill(&[]), Err(EngineError::EmptyPrompt)));
     let outside = context.decode(258);
     assert!(matches!(outside, Err(EngineError::Token { token: 258, vocab: 258 })));

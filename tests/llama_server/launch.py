@@ -72,6 +72,8 @@ def main() -> None:
             out += SWITCHES[flag]
         elif flag in VALUES:
             value = args.pop(0)
+            # There it means that models think that can.
+            value = "on" if (flag, value) == ("--reasoning", "auto") else value
             # As many as there may be, which is what there is without the flag.
             unlimited = flag == "--n-predict" and value == "-1"
             out += [VALUES[flag], value] if VALUES[flag] and not unlimited else []

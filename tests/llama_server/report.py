@@ -48,8 +48,7 @@ REASONS = {
     "test_anthropic_thinking]": "`thinking` is refused by name",
     "test_responses_stream_with_llama_telemetry": "an answer that was cut ends with "
     "`response.incomplete`, as OpenAI's API does",
-    "CohereForAI-c4ai-command-r7b": "thoughts are switched off only in templates that know "
-    "`enable_thinking` or begin them with `<think>`",
+    "assistant_prefill[prefill1": "the parts of a message are joined without lines between them",
 }
 
 

@@ -11,6 +11,7 @@ mod message;
 mod tools;
 
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 use serde_json::Map;
@@ -35,12 +36,12 @@ pub const GEMMA: &str = "{{ bos_token }}{% set ns = namespace(system='') %}{% fo
     %}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
 
 /// Llama 3's form (Meta 2024).
-pub const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + \
+pub const LLAMA3: &str = "{% for message in messages %}{{ '<|start_header_id|>' + \
     message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}{% \
     if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
 /// Command R's form (Cohere 2024).
-pub const COMMAND_R: &str = "{{ bos_token }}{% for message in messages %}{{ \
+pub const COMMAND_R: &str = "{% for message in messages %}{{ \
     '<|START_OF_TURN_TOKEN|><|' + ('CHATBOT' if message.role == 'assistant' else \
     message.role | upper) + '_TOKEN|>' + message.content | trim + '<|END_OF_TURN_TOKEN|>' }}{% \
     endfor %}{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% \
@@ -199,12 +200,16 @@ impl Template {
         };
         let messages: Vec<&Map<String, serde_json::Value>> =
             messages.iter().map(Message::fields).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let base = context! {
             messages => Value::from_serialize(&messages),
             add_generation_prompt => options.generation_prompt,
             bos_token => self.bos,
             eos_token => self.eos,
             tools,
+            // Some templates ask for the day; without it they name one of their making.
+            date_string => utc_date("%d %b %Y", now),
+            datetime => utc_date("%b %d %Y %H:%M:%S GMT", now),
         };
         let all = context! { ..base, ..Value::from_serialize(&options.extra) };
         let mut out = Limited(Vec::new());
@@ -270,11 +275,11 @@ mod tests {
         assert_eq!(render(GEMMA, chat()).unwrap(), want);
         let turns =
             json!([{ "role": "system", "content": "A" }, { "role": "user", "content": "B " }]);
-        let want = "<s><|start_header_id|>system<|end_header_id|>\n\nA<|eot_id|>\
+        let want = "<|start_header_id|>system<|end_header_id|>\n\nA<|eot_id|>\
                     <|start_header_id|>user<|end_header_id|>\n\nB<|eot_id|>\
                     <|start_header_id|>assistant<|end_header_id|>\n\n";
         assert_eq!(render(Template::named("llama3").unwrap(), turns.clone()).unwrap(), want);
-        let want = "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>A<|END_OF_TURN_TOKEN|>\
+        let want = "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>A<|END_OF_TURN_TOKEN|>\
                     <|START_OF_TURN_TOKEN|><|USER_TOKEN|>B<|END_OF_TURN_TOKEN|>\
                     <|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>";
         assert_eq!(render(Template::named("command-r").unwrap(), turns).unwrap(), want);

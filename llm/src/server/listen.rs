@@ -70,6 +70,8 @@ pub async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(options.head_time)
             .max_buf_size(64 << 10)
+            // As most servers write them: some programs compare names with their case.
+            .title_case_headers(true)
             .serve_connection(TokioIo::new(stream), service.clone());
         let mut told = told.clone();
         tokio::spawn(async move {
@@ -113,6 +115,7 @@ async fn drain(
             .timer(TokioTimer::new())
             .header_read_timeout(options.head_time)
             .keep_alive(false)
+            .title_case_headers(true)
             .serve_connection(TokioIo::new(stream), service.clone());
         tokio::spawn(async move { connection.await.is_ok() });
     }

@@ -180,7 +180,7 @@ fn turn(role: &str, content: Value, at: &str, out: &mut Vec<Value>) -> Result<()
         out.push(json!({ "role": role, "content": texts(content, at)? }));
         return Ok(());
     };
-    let (mut text, mut calls) = (String::new(), Vec::new());
+    let (mut text, mut calls, mut thoughts) = (String::new(), Vec::new(), String::new());
     for block in blocks {
         match block.get("type").and_then(Value::as_str) {
             Some("tool_use") => calls.push(json!({
@@ -188,6 +188,13 @@ fn turn(role: &str, content: Value, at: &str, out: &mut Vec<Value>) -> Result<()
                 "type": "function",
                 "function": { "name": block["name"], "arguments": block["input"] },
             })),
+            Some("thinking") if role == "assistant" => {
+                let thought = block["thinking"].as_str();
+                thoughts += thought.ok_or_else(|| {
+                    let name = format!("{at}.content");
+                    ApiError::field(&name, format!("`{name}`: a thought should have `thinking`"))
+                })?;
+            }
             Some("tool_result") => {
                 let content = texts(block["content"].clone(), &format!("{at}.content"))?;
                 let id = &block["tool_use_id"];
@@ -196,11 +203,17 @@ fn turn(role: &str, content: Value, at: &str, out: &mut Vec<Value>) -> Result<()
             _ => text += &texts(Value::Array(vec![block]), &format!("{at}.content"))?,
         }
     }
-    if !calls.is_empty() {
-        out.push(json!({ "role": role, "content": text, "tool_calls": calls }));
-    } else if !text.is_empty() {
-        out.push(json!({ "role": role, "content": text }));
+    if text.is_empty() && calls.is_empty() && thoughts.is_empty() {
+        return Ok(());
     }
+    let mut message = json!({ "role": role, "content": text });
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    if !thoughts.is_empty() {
+        message["reasoning_content"] = thoughts.into();
+    }
+    out.push(message);
     Ok(())
 }
 

@@ -114,16 +114,17 @@ fn mirostat(fields: &mut Fields, o: &mut SamplerOptions) -> Result<(), ApiError>
     Ok(())
 }
 
-/// OpenAI's form, an object of token ids, or llama.cpp's, a list of pairs of an id or a text and a
-/// bias; false forbids.
+/// OpenAI's form, an object of token ids, or llama.cpp's, a list of pairs of an id and a bias; both
+/// take texts for ids. False forbids.
 fn logit_bias(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiError> {
     let wrong = |message: &str| ApiError::field("logit_bias", format!("`logit_bias`: {message}"));
     let pairs: Vec<(Value, Value)> = match value {
         Value::Object(map) => map
             .into_iter()
             .map(|(key, bias)| {
-                let id: u64 = key.parse().map_err(|_| wrong("the keys should be token ids"))?;
-                Ok((Value::from(id), bias))
+                // llama.cpp takes texts here too.
+                let token = key.parse::<u64>().map_or_else(|_| Value::from(key), Value::from);
+                Ok((token, bias))
             })
             .collect::<Result<_, ApiError>>()?,
         Value::Array(list) => list

@@ -115,7 +115,7 @@ fn every_endpoint_answers() {
     let get = |path: &str| {
         let (status, answer) = server.send("GET", path, "", b"");
         assert_eq!(status, 200, "{answer}");
-        assert!(answer.contains("x-request-id: req-"), "{answer}");
+        assert!(answer.contains("X-Request-Id: req-"), "{answer}");
         answer
     };
     assert!(get("/health").contains("ok"));
@@ -171,7 +171,7 @@ fn streams_say_what_whole_answers_say() {
     let (status, answer) =
         server.send("POST", "/v1/chat/completions", "", stream.to_string().as_bytes());
     assert_eq!(status, 200);
-    assert!(answer.contains("content-type: text/event-stream"));
+    assert!(answer.contains("Content-Type: text/event-stream"));
     let events: Vec<Value> = answer
         .lines()
         .filter_map(|line| line.strip_prefix("data: {"))
@@ -267,7 +267,7 @@ fn bad_requests_get_objects_and_harm_nobody() {
         ("seed", json!(1.5)),
         ("stop", json!([1])),
         ("stop", json!(vec!["x"; 100])),
-        ("logit_bias", json!({ "x": 1 })),
+        ("logit_bias", json!({ "x": "1" })),
         ("logit_bias", json!({ "999": 1 })),
         ("stream", json!("yes")),
         ("magic", json!(1)),
@@ -340,16 +340,35 @@ fn keys_and_rates_are_kept() {
     assert_eq!(ask("").0, 401);
     let (status, answer) = ask("Authorization: Bearer sk-three\r\n");
     assert_eq!(status, 401);
-    assert!(answer.contains("invalid_api_key") && answer.contains("www-authenticate"), "{answer}");
+    assert!(answer.contains("invalid_api_key") && answer.contains("Www-Authenticate"), "{answer}");
     for _ in 0..3 {
         assert_eq!(ask("Authorization: Bearer sk-one\r\n").0, 200);
     }
     let (status, answer) = ask("Authorization: Bearer sk-one\r\n");
     assert_eq!(status, 429);
-    assert!(answer.contains("retry-after: 20"), "{answer}");
+    assert!(answer.contains("Retry-After: 20"), "{answer}");
     assert_eq!(ask("x-api-key: sk-two\r\n").0, 200);
     // Probes have no keys.
     assert_eq!(server.send("GET", "/health", "", b"").0, 200);
+}
+
+#[test]
+fn tokens_have_a_rate_of_each_key() {
+    let options = ServerOptions {
+        api_keys: vec!["sk-one".to_owned(), "sk-two".to_owned()],
+        rates: Rates { requests: None, tokens: Some(10) },
+        ..ServerOptions::default()
+    };
+    let server = Server::start(options, 8);
+    let ask = |key: &str| {
+        let head = format!("Authorization: Bearer {key}\r\n");
+        let body = json!({ "prompt": "Hi", "max_tokens": 14, "ignore_eos": true }).to_string();
+        server.send("POST", "/v1/completions", &head, body.as_bytes())
+    };
+    assert_eq!(ask("sk-one").0, 200);
+    let (status, answer) = ask("sk-one");
+    assert!(status == 429 && answer.contains("10 tokens per minute"), "{answer}");
+    assert_eq!(ask("sk-two").0, 200);
 }
 
 #[test]
@@ -375,7 +394,7 @@ fn a_full_queue_says_so() {
                 let mut byte = [0; 2048];
                 let n = stream.read(&mut byte).unwrap();
                 rest.push_str(&String::from_utf8_lossy(&byte[..n]));
-                assert!(rest.contains("retry-after: 1"), "{rest}");
+                assert!(rest.contains("Retry-After: 1"), "{rest}");
                 seen = true;
                 break;
             }
