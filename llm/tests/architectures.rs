@@ -127,7 +127,8 @@ fn refusal(gguf: &Gguf) -> String {
 fn what_is_not_supported_is_refused_by_name() {
     let llama = Tiny::llama(FLOATS);
     type Floats = &'static [(&'static str, f32)];
-    let table: &[(Floats, Option<(&str, &str)>, &str)] = &[
+    type Text = Option<(&'static str, &'static str)>;
+    let table: &[(Floats, Text, &str)] = &[
         (&[("logit_scale", 2.0)], None, "\"llama.logit_scale\" is 2, but models with it"),
         (&[("attention.scale", 0.5)], None, "\"llama.attention.scale\" is 0.5"),
         (
