@@ -10,7 +10,18 @@ use aether_llm::gguf::{Gguf, GgufWriter};
 use aether_llm::tokenizer::{EncodeOptions, SpecialIds, Tokenizer, TokenizerError, VocabData};
 use serde_json::Value;
 
-const BPE: [&str; 5] = ["bpe-default", "bpe-gpt-2", "bpe-smollm", "bpe-llama-bpe", "bpe-qwen2"];
+const BPE: [&str; 10] = [
+    "bpe-default",
+    "bpe-gpt-2",
+    "bpe-smollm",
+    "bpe-llama-bpe",
+    "bpe-qwen2",
+    "bpe-deepseek-coder",
+    "bpe-deepseek-llm",
+    "bpe-deepseek-v3",
+    "bpe-falcon",
+    "bpe-tekken",
+];
 const SPM: [&str; 2] = ["spm", "spm-strip"];
 
 fn data(file: &str) -> PathBuf {

@@ -250,7 +250,8 @@ def main():
     alphabet = byte_alphabet()
     words = re.findall(r" ?\w+| ?[^\w\s]+|\s+", CORPUS + "\n\n    \n")
     merges = train(["".join(alphabet[b] for b in w.encode()) for w in words], 400)
-    for pre in ["default", "gpt-2", "smollm", "llama-bpe", "qwen2"]:
+    for pre in ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder", "deepseek-llm",
+                "deepseek-v3", "falcon", "tekken"]:
         make_bpe(f"bpe-{pre}", pre, merges, bos=True if pre == "gpt-2" else None)
         models.append([f"bpe-{pre}", OUT / f"bpe-{pre}.gguf"])
     make_spm("spm", "small", [])

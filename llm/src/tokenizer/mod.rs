@@ -15,6 +15,7 @@ mod names;
 mod pretokenize;
 mod special;
 mod spm;
+mod stages;
 mod stream;
 mod unicode;
 mod vocab;

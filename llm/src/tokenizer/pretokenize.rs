@@ -5,6 +5,7 @@
 //! tests hold each scanner against its expression on random text. Pieces cover the text:
 //! what an expression does not match is a piece of its own.
 
+use super::stages::{deepseek_coder, deepseek_llm, deepseek3, falcon, tekken};
 use super::unicode::{Classes, LETTER, NUMBER, PUNCT, SPACE};
 
 /// A way to cut text.
@@ -18,6 +19,16 @@ pub enum PreTokenizer {
     Llama3,
     /// Qwen 2: single digits, else as Llama 3.
     Qwen2,
+    /// DeepSeek-Coder: line ends, words, punctuation, East Asian text, digits, in turn.
+    DeepSeekCoder,
+    /// DeepSeek-LLM and V2: as the coder's, words of cased letters alone.
+    DeepSeekLlm,
+    /// DeepSeek-V3 and R1: numbers in groups of up to three, East Asian text, then words.
+    DeepSeek3,
+    /// Falcon: punctuation first, then GPT-2's expression, then digits in threes.
+    Falcon,
+    /// Mistral's Tekken: words end where a lower-case letter meets an upper-case one.
+    Tekken,
     /// What llama.cpp does for files that name no pre-tokenizer: punctuation first, then
     /// GPT-2's expression, then digits in threes.
     Default,
@@ -86,6 +97,12 @@ const KNOWN: &[Known] = &[
     known("hunyuan", PreTokenizer::Qwen2),
     known("grok-2", PreTokenizer::Qwen2),
     known("solar-open", PreTokenizer::Qwen2),
+    known("deepseek-coder", PreTokenizer::DeepSeekCoder),
+    known("deepseek-llm", PreTokenizer::DeepSeekLlm),
+    known("deepseek-v3", PreTokenizer::DeepSeek3),
+    known("hunyuan-dense", PreTokenizer::DeepSeek3),
+    known("falcon", PreTokenizer::Falcon),
+    Known { whole_words: true, add_bos: true, ..known("tekken", PreTokenizer::Tekken) },
 ];
 
 /// The names that `tokenizer.ggml.pre` may have.
@@ -107,6 +124,11 @@ impl PreTokenizer {
             Self::Smollm => smollm(classes, text, &mut emit),
             Self::Llama3 => llama3(classes, text, 3, &mut emit),
             Self::Qwen2 => llama3(classes, text, 1, &mut emit),
+            Self::DeepSeekCoder => deepseek_coder(classes, text, &mut emit),
+            Self::DeepSeekLlm => deepseek_llm(classes, text, &mut emit),
+            Self::DeepSeek3 => deepseek3(classes, text, &mut emit),
+            Self::Falcon => falcon(classes, text, &mut emit),
+            Self::Tekken => tekken(classes, text, &mut emit),
             Self::Default => default(classes, text, &mut emit),
         }
     }
@@ -114,7 +136,12 @@ impl PreTokenizer {
 
 /// End of the longest run from `at` of characters whose class satisfies `want`.
 #[inline]
-fn run(classes: &Classes, text: &[u8], mut at: usize, want: impl Fn(u8) -> bool) -> usize {
+pub(super) fn run(
+    classes: &Classes,
+    text: &[u8],
+    mut at: usize,
+    want: impl Fn(u8) -> bool,
+) -> usize {
     while at < text.len() {
         let (class, len) = classes.first(&text[at..]);
         if !want(class) {
@@ -125,14 +152,19 @@ fn run(classes: &Classes, text: &[u8], mut at: usize, want: impl Fn(u8) -> bool)
     at
 }
 
+/// `[\r\n]`.
+pub(super) fn is_line_end(byte: &u8) -> bool {
+    matches!(byte, b'\r' | b'\n')
+}
+
 /// `[^\s\p{L}\p{N}]`.
-fn is_other(class: u8) -> bool {
+pub(super) fn is_other(class: u8) -> bool {
     class & (LETTER | NUMBER | SPACE) == 0
 }
 
 /// `\s+(?!\S)|\s+` at the start of `text`, which begins with white space: all of the run if
 /// it ends the text or is one character, else all but its last character.
-fn space_run(classes: &Classes, text: &[u8]) -> usize {
+pub(super) fn space_run(classes: &Classes, text: &[u8]) -> usize {
     let (mut end, mut last) = (0, 0);
     while end < text.len() {
         let (class, len) = classes.first(&text[end..]);
@@ -160,7 +192,7 @@ fn contraction(text: &[u8], any_case: bool) -> Option<usize> {
 }
 
 /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
-fn gpt2<'t>(classes: &Classes, mut text: &'t [u8], emit: &mut impl FnMut(&'t [u8])) {
+pub(super) fn gpt2<'t>(classes: &Classes, mut text: &'t [u8], emit: &mut impl FnMut(&'t [u8])) {
     while !text.is_empty() {
         let end = contraction(text, false).unwrap_or_else(|| {
             let body = usize::from(text[0] == b' ' && text.len() > 1);
@@ -229,7 +261,6 @@ fn llama3_piece(classes: &Classes, text: &[u8], digits: usize) -> usize {
         }
         return end;
     }
-    let is_line_end = |b: &u8| matches!(b, b'\r' | b'\n');
     let second = (len < text.len()).then(|| classes.first(&text[len..]).0);
     if second == Some(LETTER) && !is_line_end(&text[0]) {
         return run(classes, text, len, |c| c == LETTER);
@@ -315,28 +346,46 @@ mod tests {
     use super::*;
     use fancy_regex::Regex;
 
-    const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?L+| ?N+| ?[^\sLN]+|\s+(?!\S)|\s+";
-    const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\nLN]?L+|N| ?[^\sLN]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    const GPT2: &str =
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+    const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=\p{L})([^a-z]))*((?=\p{L})([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=\p{L})([^a-z]))+((?=\p{L})([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+    // White space beyond ASCII is no member of a class here: llama.cpp sees a tabulator there.
+    const EAST_ASIAN: &str = r"[一-龥\u{800}-一가-\u{d7ff}&&\S]+";
+    const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
 
     /// The expressions of a pre-tokenizer, the classes as of the Unicode version in use.
     fn expressions(kind: PreTokenizer) -> Vec<Regex> {
-        let llama3 = QWEN2.replace("|N|", "|N{1,3}|");
+        let llama3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|");
         let list: &[&str] = match kind {
             PreTokenizer::Gpt2 => &[GPT2],
-            PreTokenizer::Smollm => &["N", GPT2],
+            PreTokenizer::Smollm => &[r"\p{N}", GPT2],
             PreTokenizer::Llama3 => &[&llama3],
             PreTokenizer::Qwen2 => &[QWEN2],
-            PreTokenizer::Default => &[r"[P\$\+<=>\^~\|]+", GPT2, "N+", "[0-9][0-9][0-9]"],
+            PreTokenizer::DeepSeekCoder => {
+                &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EAST_ASIAN, r"\p{N}"]
+            }
+            PreTokenizer::DeepSeekLlm => &[
+                "[\r\n]",
+                DEEPSEEK_LETTERS,
+                r"\s?[!-/:-~！-／：-～‘-‟　-。&&\S]+",
+                r"\s+$",
+                EAST_ASIAN,
+                r"\p{N}+",
+            ],
+            PreTokenizer::DeepSeek3 => &[r"\p{N}{1,3}", r"[一-龥\u{3040}-ゟ゠-ヿ]+", DEEPSEEK3],
+            PreTokenizer::Falcon => &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"],
+            PreTokenizer::Tekken => &[TEKKEN],
+            PreTokenizer::Default => &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         };
         list.iter()
             .map(|text| {
                 let mut text = (*text).to_owned();
-                // `L` in "'[lL][lL]" is a letter, not the class.
-                text = text.replace("'[lL][lL]", "'[l\u{1}][l\u{1}]");
-                for class in ["L", "N", "P"] {
-                    text = text.replace(class, &format!(r"[\p{{{class}}}&&\p{{age=15.1}}]"));
+                for class in [r"\p{L}", r"\p{N}", r"\p{P}", r"\p{M}", r"\p{S}"] {
+                    text = text.replace(class, &format!(r"[{class}&&\p{{age=15.1}}]"));
                 }
-                Regex::new(&text.replace('\u{1}', "L")).unwrap()
+                Regex::new(&text).unwrap()
             })
             .collect()
     }
@@ -361,16 +410,21 @@ mod tests {
         pieces
     }
 
-    const KINDS: [PreTokenizer; 5] = [
+    const KINDS: [PreTokenizer; 10] = [
         PreTokenizer::Gpt2,
         PreTokenizer::Smollm,
         PreTokenizer::Llama3,
         PreTokenizer::Qwen2,
+        PreTokenizer::DeepSeekCoder,
+        PreTokenizer::DeepSeekLlm,
+        PreTokenizer::DeepSeek3,
+        PreTokenizer::Falcon,
+        PreTokenizer::Tekken,
         PreTokenizer::Default,
     ];
 
     /// Characters that the expressions treat apart, and some of each class.
-    const ALPHABET: &str = " \t\n\r\u{b}\u{85}\u{a0}\u{2003}\u{3000}''sStTrReEvVmMlLdDaZß漢か각ไ९٣½²Ⅷ0159.,!-_$+<=>^~|`(]\u{301}\u{200d}😀€\u{e000}\u{a7cb}\u{10d40}\u{0}\u{1c}";
+    const ALPHABET: &str = " \t\n\r\u{b}\u{85}\u{a0}\u{2003}\u{3000}''sStTrReEvVmMlLdDaZß漢か각ไ९٣½²Ⅷ0159.,!-_$+<=>^~|`(]\u{301}\u{200d}😀€\u{e000}\u{a7cb}\u{10d40}\u{0}\u{1c}µǅ一！～‘。/AZé\u{800}\u{d7ff}";
 
     #[test]
     fn scanners_cut_as_their_expressions_do() {

@@ -1,4 +1,5 @@
-//! Character classes that the pre-tokenizers split by: `\p{L}`, `\p{N}`, `\p{P}`, `\s`.
+//! Character classes that the pre-tokenizers split by: `\p{L}`, `\p{N}`, `\p{P}`, `\p{M}`, `\p{S}`,
+//! `\s`.
 //!
 //! Exactly the regular-expression classes (the tables of `regex-syntax`), as of Unicode
 //! 15.1: that is the version of the peers that convert and run these models, and a letter
@@ -18,6 +19,10 @@ pub(super) const NUMBER: u8 = 2;
 pub(super) const SPACE: u8 = 4;
 /// `\p{P}`.
 pub(super) const PUNCT: u8 = 8;
+/// `\p{M}`.
+pub(super) const MARK: u8 = 16;
+/// `\p{S}`.
+pub(super) const SYMBOL: u8 = 32;
 
 /// The class a byte that is not part of valid UTF-8 gets: none, as U+FFFD's.
 const INVALID: u8 = 0;
@@ -46,6 +51,8 @@ impl Classes {
             (r"[\p{L}&&\p{age=15.1}]", LETTER),
             (r"[\p{N}&&\p{age=15.1}]", NUMBER),
             (r"[\p{P}&&\p{age=15.1}]", PUNCT),
+            (r"[\p{M}&&\p{age=15.1}]", MARK),
+            (r"[\p{S}&&\p{age=15.1}]", SYMBOL),
             (r"\s", SPACE),
         ];
         for (pattern, class) in classes {
@@ -108,6 +115,15 @@ pub(super) fn char_len(text: &[u8]) -> usize {
     if text[0] < 0x80 { 1 } else { decode(text).map_or(1, |(_, len)| len) }
 }
 
+/// The character at the start of `text`, which is not empty; `u32::MAX` for a byte that begins no
+/// valid one.
+pub(super) fn code(text: &[u8]) -> u32 {
+    match text[0] {
+        b @ 0..=0x7f => u32::from(b),
+        _ => decode(text).map_or(u32::MAX, |(c, _)| c),
+    }
+}
+
 /// Decodes the non-ASCII character at the start of `text`, or `None` if it is not valid
 /// UTF-8 (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF).
 fn decode(text: &[u8]) -> Option<(u32, usize)> {
@@ -138,6 +154,8 @@ mod tests {
             (r"^[\p{L}&&\p{age=15.1}]$", LETTER),
             (r"^[\p{N}&&\p{age=15.1}]$", NUMBER),
             (r"^[\p{P}&&\p{age=15.1}]$", PUNCT),
+            (r"^[\p{M}&&\p{age=15.1}]$", MARK),
+            (r"^[\p{S}&&\p{age=15.1}]$", SYMBOL),
             (r"^\s$", SPACE),
         ] {
             let regex = fancy_regex::Regex::new(pattern).unwrap();
