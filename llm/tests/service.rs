@@ -302,6 +302,31 @@ fn a_panic_takes_one_request_down() {
 }
 
 #[test]
+fn a_run_that_fails_takes_its_requests_down() {
+    let tiny = Tiny::llama(FLOATS);
+    let options =
+        LoadOptions { batch: 32, rows: 10, slots: 2, threads: 2, ..LoadOptions::default() };
+    let text = Model::from_memory(tiny.gguf(), &options).unwrap().module_text();
+    // A model that looks up twice the token: a fault of a kernel for every token from 129 on.
+    let ty = text.split("%tokens: ").nth(1).unwrap().split([',', ')']).next().unwrap();
+    let line = text.lines().find(|l| l.contains("gather") && l.contains("%tokens")).unwrap();
+    let twice =
+        format!("    %twice = add %tokens, %tokens : {ty}\n{}", line.replace("%tokens", "%twice"));
+    let ir = aether_ir::parse_and_verify(&text.replace(line, &twice)).unwrap();
+    let options = LoadOptions { ir: Some(ir), ..options };
+    let model = Model::from_memory(tiny.gguf(), &options).unwrap();
+    let service = Service::start(model, ServiceOptions { queue: 8, chunk: 16 }).unwrap();
+    let good = || wait(service.submit(request(1, vec![100; 20], 1)).unwrap());
+    let before = good().unwrap().tokens;
+    for _ in 0..3 {
+        let failure = wait(service.submit(request(1, vec![200; 20], 1)).unwrap()).unwrap_err();
+        assert!(matches!(&failure, Failure::Run(why) if why.contains("outside")), "{failure}");
+    }
+    assert_eq!(good().unwrap().tokens, before);
+    assert_eq!((service.stats().broken, service.in_flight()), (3, 0));
+}
+
+#[test]
 fn senseless_requests_are_refused() {
     let service = service(1, 8);
     for (prompt, message) in

@@ -35,5 +35,8 @@ def pytest_runtest_logreport(report) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    with open(os.environ["LLAMA_SERVER_OUTCOMES"], "w") as file:
-        json.dump(outcomes, file, indent=1)
+    path = os.environ["LLAMA_SERVER_OUTCOMES"]
+    # Tests that did not run now keep what they had.
+    before = json.load(open(path)) if os.path.exists(path) else {}
+    with open(path, "w") as file:
+        json.dump(before | outcomes, file, indent=1)

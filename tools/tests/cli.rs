@@ -181,3 +181,25 @@ fn a_chat_goes_on_after_mistakes() {
     assert!(err.contains("/bogus is not known"), "{err}");
     assert!(err.contains("holds 256"), "what does not fit is said: {err}");
 }
+
+#[test]
+fn shells_get_scripts_and_load_gets_a_table() {
+    for (shell, part) in [
+        ("bash", "complete -F _aether"),
+        ("zsh", "#compdef aether"),
+        ("fish", "complete -c aether"),
+    ] {
+        let output = aether(&["completions", shell]);
+        let script = text(&output.stdout);
+        assert!(output.status.success() && script.contains(part), "{shell}");
+        assert!(script.contains("perplexity") && script.contains("max-concurrency"), "{shell}");
+    }
+    let model = model_file();
+    let args = ["bench", "-m", model.to_str().unwrap(), "--parallel", "1,3", "-p", "8", "-n", "4"];
+    let output = aether(&[&args[..], &["-r", "2", "-o", "json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&rows[0]["requests"], &rows[1]["requests"]), (&2.into(), &6.into()));
+    assert!(rows[1]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    refused(&aether(&[&args[..4], &["1,0"]].concat()), &["from 1 to 256"]);
+}

@@ -41,6 +41,7 @@ mod metrics;
 mod models;
 mod native;
 mod ollama;
+mod openapi;
 mod output;
 mod page;
 mod prompt;
@@ -191,6 +192,8 @@ pub fn router(app: Arc<App>) -> Router {
     // These answer anybody, always: probes have no keys.
     let open = Router::new()
         .route("/", get(page::page))
+        .route("/openapi.json", get(openapi::openapi))
+        .route("/docs", get(openapi::docs))
         .route("/health", get(health::health))
         .route("/v1/health", get(health::health))
         .route("/ready", get(health::ready))

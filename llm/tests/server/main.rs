@@ -1,5 +1,6 @@
 //! The server on a small random model: what it answers, and what it says to bad input.
 
+mod described;
 mod llama_cpp;
 mod page;
 #[path = "../common/tiny.rs"]

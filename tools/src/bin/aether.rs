@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
-use aether_tools::cmd::{bench, chat, inspect, models, perplexity, pull, run, serve, tokenize};
+use aether_tools::cmd::{
+    bench, chat, completions, inspect, models, perplexity, pull, run, serve, tokenize,
+};
 use aether_tools::exit;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Run language models: every model is an IR module that is compiled for this machine
 #[derive(Debug, Parser)]
@@ -25,6 +27,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Pull(pull::PullArgs),
     Models(models::ModelsArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +44,6 @@ fn main() -> ExitCode {
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Pull(args) => done(pull::run(args)),
         Command::Models(args) => done(models::run(args)),
+        Command::Completions(args) => done(completions::run(args, Cli::command())),
     })
 }

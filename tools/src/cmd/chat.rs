@@ -1,6 +1,7 @@
 //! `aether chat`: a conversation in the terminal.
 
-use std::io::{BufRead, IsTerminal};
+mod lines;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use aether_llm::sample::SamplerOptions;
 use aether_llm::tokenizer::Utf8Stream;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use lines::Lines;
 use serde_json::Value;
 
 use crate::output;
@@ -53,7 +55,8 @@ const HELP: &str = "\
 /load FILE    go on with a conversation from a file
 /help         this list
 /exit         end (so does Ctrl-D)
-Three quotes (\"\"\") begin and end a message of several lines. Ctrl-C stops an answer.";
+Three quotes (\"\"\") begin and end a message of several lines. Ctrl-C stops an answer. Lines can be
+edited, and those of earlier conversations come back with the arrow keys.";
 
 /// What a line of input asks for.
 #[derive(Debug, PartialEq)]
@@ -145,19 +148,14 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
         stop,
     };
     chat.messages.extend(args.system.as_deref().map(|text| Message::new("system", text)));
-    let prompt = std::io::stdin().is_terminal();
-    if prompt {
+    let mut lines = Lines::open().context("cannot use the terminal")?;
+    if lines.is_terminal() {
         output::note("/help lists commands");
     }
-    let mut lines = std::io::stdin().lock().lines();
-    loop {
-        if prompt {
-            output::print("> ")?;
-        }
-        let Some(line) = lines.next() else { break };
+    while let Some(line) = lines.next("> ") {
         let mut line = line.context("cannot read the input")?;
         if let Some(first) = line.strip_prefix("\"\"\"") {
-            line = several(first, &mut lines)?;
+            line = several(first, &mut || lines.next(". "))?;
         }
         if line.trim().is_empty() {
             continue;
@@ -182,14 +180,14 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
 /// The lines up to the closing quotes.
 fn several(
     first: &str,
-    lines: &mut impl Iterator<Item = std::io::Result<String>>,
+    next: &mut impl FnMut() -> Option<std::io::Result<String>>,
 ) -> anyhow::Result<String> {
     let mut text = first.to_owned();
     loop {
         if let Some(end) = text.trim_end().strip_suffix("\"\"\"") {
             return Ok(end.trim_end_matches('\n').to_owned());
         }
-        let Some(line) = lines.next() else { return Ok(text) };
+        let Some(line) = next() else { return Ok(text) };
         if !text.is_empty() {
             text.push('\n');
         }
@@ -313,7 +311,7 @@ mod tests {
     fn quotes_hold_several_lines() {
         let read = |first: &str, rest: &[&str]| {
             let mut lines = rest.iter().map(|line| Ok((*line).to_owned()));
-            several(first, &mut lines).unwrap()
+            several(first, &mut || lines.next()).unwrap()
         };
         assert_eq!(read("one", &["two", "three\"\"\"", "four"]), "one\ntwo\nthree");
         assert_eq!(read("one\"\"\"", &["two"]), "one");
