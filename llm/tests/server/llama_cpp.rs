@@ -68,6 +68,9 @@ fn completions_of_llama_cpp_answer_as_its_server_does() {
 
     let (status, refused) = server.post("/infill", &json!({ "input_suffix": "x" }));
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("input_suffix")));
+    let (status, refused) =
+        server.post("/v1/completions", &json!({ "prompt": "a", "suffix": "b" }));
+    assert_eq!((status, &refused["error"]["code"]), (400, &json!("unsupported_parameter")));
     let (status, refused) = server.post("/completion", &json!({ "prompt": "a", "id_slot": 2 }));
     assert_eq!(status, 400, "{refused}");
 }
