@@ -43,6 +43,9 @@ const MODELS: &[&str] = &[
 /// not here, but it takes GELU from a table of f16.
 const TOLERANCE: f32 = 1e-3;
 
+/// The same for weights and activations of 8 bits.
+const QUANTIZED_TOLERANCE: f32 = 0.04;
+
 fn load(name: &str, oracle: &Oracle, slots: usize) -> Arc<Model> {
     let options = LoadOptions {
         batch: 32,
@@ -104,6 +107,31 @@ fn slots_give_the_same_logits() {
         slots.run(&[piece(0, &rest[5..6], 1), piece(1, rest, 1), piece(2, first, 1)]).unwrap();
         let far = distance(slots.logits(1), oracle.logits.last().unwrap());
         assert!(far < TOLERANCE, "{name}: {far}");
+    }
+}
+
+/// As files have them: in 8-bit blocks, packed at load, experts too. Activations are rounded to 8
+/// bits as well.
+#[test]
+fn quantised_weights_give_nearby_logits_by_kernels_alone() {
+    for name in MODELS {
+        let oracle = Oracle::read(name);
+        let gguf = oracle::quantized(&oracle.gguf(name), DType::Q8_0);
+        let options = LoadOptions { threads: 2, verify: true, ..LoadOptions::default() };
+        let model = Model::from_memory(gguf, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let slow = model.executable().by_reference();
+        assert!(slow.is_empty(), "{name}: no kernels for {slow:?}");
+        let mut context = Context::new(&model).unwrap();
+        let mut far = Vec::new();
+        let mut want = oracle.logits.iter();
+        context
+            .logits_rows(&oracle.tokens, &oracle.rows, |_, got| {
+                far.push(distance(got, want.next().unwrap()));
+            })
+            .unwrap();
+        // Rounding may turn the choice between two experts of nearly one score: a row may be off.
+        far.sort_by(f32::total_cmp);
+        assert!(far[far.len() - 2] < QUANTIZED_TOLERANCE, "{name}: {far:?}");
     }
 }
 

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use aether_ir::DType;
-use aether_llm::gguf::Gguf;
+use aether_llm::gguf::{Gguf, GgufWriter, Value, ValueType};
 use serde::Deserialize;
 
 /// A model's expectations.
@@ -48,6 +48,40 @@ impl Oracle {
         }
         Gguf::from_bytes(format!("{name}.gguf"), &bytes).unwrap()
     }
+}
+
+/// The same model with its matrices quantised, where whole blocks and whole groups of rows fit, but
+/// for the routers: files have those in f32.
+pub fn quantized(gguf: &Gguf, dtype: DType) -> Gguf {
+    let mut w = GgufWriter::new();
+    for (key, value) in gguf.metadata() {
+        match value {
+            Value::U32(v) => w.value(key, v),
+            Value::I32(v) => w.value(key, v),
+            Value::F32(v) => w.value(key, v),
+            Value::Bool(v) => w.value(key, v),
+            Value::Str(v) => w.string(key, v),
+            Value::Array(a) if a.elem_type() == ValueType::Str => {
+                w.strings(key, &gguf.get_strings(key).unwrap().collect::<Vec<_>>())
+            }
+            Value::Array(a) if a.elem_type() == ValueType::F32 => {
+                w.values(key, &gguf.get_f32s(key).unwrap())
+            }
+            Value::Array(_) => w.values(key, &gguf.get_i32s(key).unwrap()),
+            other => panic!("{key}: {other:?}"),
+        };
+    }
+    for tensor in gguf.tensors() {
+        let values: Vec<f32> = weights(&tensor.name, &tensor.shape).collect();
+        let blocks = match tensor.shape[..] {
+            [k, n] => k % 32 == 0 && n > 1 && !tensor.name.contains("gate_inp"),
+            [k, n, _] => k % 32 == 0 && n % 16 == 0,
+            _ => false,
+        };
+        let dtype = if blocks { dtype } else { tensor.dtype };
+        w.tensor_from_f32(tensor.name.clone(), dtype, &tensor.shape, &values).unwrap();
+    }
+    Gguf::from_bytes(gguf.path(), &w.to_bytes()).unwrap()
 }
 
 fn put<const N: usize>(data: &mut [u8], values: impl Iterator<Item = [u8; N]>) {
