@@ -11,7 +11,7 @@ use std::sync::Arc;
 use aether_ir::DType;
 use aether_llm::arch::{self, ARCHITECTURES, Bounds};
 use aether_llm::engine::{Context, LoadOptions, Model, Piece, Slots};
-use aether_llm::gguf::Gguf;
+use aether_llm::gguf::{Gguf, GgufWriter};
 use oracle::Oracle;
 use tiny::{FLOATS, Tiny};
 
@@ -180,6 +180,14 @@ fn what_is_not_supported_is_refused_by_name() {
     // A key of 0 is none.
     let tiny = Tiny { keys: &[("logit_scale", 0.0)], ..llama.clone() };
     arch::of(&tiny.gguf()).unwrap().hparams(&tiny.gguf()).unwrap();
+
+    let whole = |w: &mut GgufWriter| Gguf::from_bytes("tiny.gguf", &w.to_bytes()).unwrap();
+    let part = whole(llama.metadata().value("split.count", 3u16));
+    assert!(refusal(&part).contains("one of 3 parts of a model; make one file of them"));
+    let adapter = whole(llama.metadata().string("general.type", "adapter"));
+    assert!(refusal(&adapter).contains("this is \"adapter\" (general.type), not a model"));
+    let model = whole(llama.metadata().string("general.type", "model").value("split.count", 1u16));
+    assert!(arch::of(&model).is_ok());
 
     let mut w = llama.metadata();
     let sinks = ("blk.1.attn_sinks.weight".to_owned(), DType::F32, vec![4]);

@@ -18,6 +18,18 @@ pub enum ArchError {
         supported.join(", ")
     )]
     Unsupported { path: PathBuf, name: String, supported: Vec<&'static str> },
+    #[error(
+        "{}: this is one of {count} parts of a model; make one file of them \
+         (llama.cpp's `llama-gguf-split --merge` does) and use that",
+        path.display()
+    )]
+    Part { path: PathBuf, count: u64 },
+    #[error(
+        "{}: this is {kind:?} (general.type), not a model; \
+         an adapter must be merged into its model before it can be used",
+        path.display()
+    )]
+    NotAModel { path: PathBuf, kind: String },
     /// A key has a value that makes no sense, or a variant that is not supported.
     #[error("{}: metadata key {key:?} is {value}, but {expected}", path.display())]
     Key { path: PathBuf, key: String, value: String, expected: String },

@@ -114,11 +114,19 @@ pub struct ModelIr {
 /// The architecture that a file names.
 ///
 /// # Errors
-/// When the key is missing or no architecture of that name is known.
+/// When the key is missing or no architecture of that name is known, and when the file is a part of
+/// a model or something else than a model.
 pub fn of(gguf: &Gguf) -> Result<&'static dyn Architecture, ArchError> {
+    let path = || gguf.path().to_owned();
+    if let Some(count) = gguf.get_u64("split.count").optional()?.filter(|&count| count > 1) {
+        return Err(ArchError::Part { path: path(), count });
+    }
+    if let Some(kind) = gguf.get_str("general.type").optional()?.filter(|&kind| kind != "model") {
+        return Err(ArchError::NotAModel { path: path(), kind: kind.to_owned() });
+    }
     let name = gguf.get_str("general.architecture")?;
     ARCHITECTURES.iter().copied().find(|a| a.name() == name).ok_or_else(|| ArchError::Unsupported {
-        path: gguf.path().to_owned(),
+        path: path(),
         name: name.to_owned(),
         supported: ARCHITECTURES.iter().map(|a| a.name()).collect(),
     })
