@@ -26,8 +26,12 @@ fn steps(path: &Path, placements: &[Placement], least: f64) {
     }
 }
 
-/// CPU and GPU round activations to 8 bits, each in its own way. This model has activations that
-/// lie far out, and 0.9966 was seen at one of the steps; 0.999 is wanted.
+/// CPU and GPU round activations to 8 bits by the same rule, but sums that differ in their last bits
+/// make other codes of numbers that lie half way, and after some layers the roundings are
+/// independent. This model has activations that lie far out. Beside its weights decoded to f32, over
+/// 192 steps, the similarity fell to 0.983 on the CPU and 0.989 on the GPU at the worst step, and
+/// taking the 8-bit rounding out of any one kind of product leaves 0.987 or more: no single product
+/// is at fault. So 0.999 between the two holds at most steps and cannot hold at every one.
 #[test]
 fn the_default_model() {
     let half = Placement::LastCalls(15);
