@@ -1,11 +1,15 @@
 //! What goes wrong on purpose: every fault is an error that names it, soon, and no more.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aether_codegen_wgsl::GpuTarget;
 use aether_ir::{Tensor, parse_and_verify};
-use aether_llm::engine::{Context, EngineError, LoadOptions, Model};
+use aether_llm::engine::{
+    Context, EngineError, GenOptions, LoadOptions, Model, generate, generate_or,
+};
+use aether_llm::sample::SamplerOptions;
 use aether_runtime::gpu::{Gpu, GpuError, GpuExecutable, GpuOptions, Weights};
 use aether_runtime::{Executable, Files, Options, RunError, RuntimeError, run_executable};
 
@@ -69,6 +73,49 @@ fn a_device_that_is_lost_in_a_step() {
     // Another device of the same adapter is none the worse.
     let mut context = Context::new(&load(&open(None)).unwrap()).unwrap();
     context.prefill(&[1, 2, 3]).unwrap();
+}
+
+/// The CPU goes on where the GPU was, and one that may not gives the error.
+#[test]
+fn another_context_takes_over() {
+    let load = |gpu: Option<Arc<Gpu>>| {
+        let options = LoadOptions { context: 64, batch: 4, gpu, ..LoadOptions::default() };
+        let model = Model::from_memory(Tiny::llama(QUANTIZED).gguf(), &options).unwrap();
+        Context::new(&model).unwrap()
+    };
+    let sampler = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+    let options = GenOptions { n: 12, sampler, ignore_eos: true, ..GenOptions::default() };
+    let prompt = [1, 2, 3, 4, 5, 6];
+    let whole = generate(&mut load(None), &prompt, &options, &mut |_| ControlFlow::Continue(()));
+    let want = whole.unwrap().tokens;
+    for may in [true, false] {
+        let gpu = open(None);
+        let mut context = load(Some(gpu.clone()));
+        let (mut tokens, mut told) = (Vec::new(), 0);
+        let outcome = generate_or(
+            &mut context,
+            &prompt,
+            &options,
+            &mut |token| {
+                tokens.push(token);
+                if tokens.len() == 5 {
+                    gpu.destroy();
+                }
+                ControlFlow::Continue(())
+            },
+            &mut |error| {
+                assert!(error.is_device_lost(), "{error}");
+                told += 1;
+                if may { Some(Ok(load(None))) } else { None }
+            },
+        );
+        assert_eq!(told, 1);
+        match outcome {
+            Ok(out) => assert_eq!((out.tokens, may), (want.clone(), true)),
+            Err(e) => assert!(!may && lost(&e), "{e}"),
+        }
+        assert_eq!(tokens, want[..tokens.len()]);
+    }
 }
 
 const SILU: &str = "module @m {

@@ -109,6 +109,11 @@ impl DeviceArgs {
         }
     }
 
+    /// Whether the CPU takes over when the GPU is lost.
+    pub fn falls_back(&self) -> bool {
+        matches!(self.choice(), DeviceChoice::Auto | DeviceChoice::Hybrid)
+    }
+
     /// What of a model these put on the GPU.
     pub fn placement(&self) -> Placement {
         match (self.choice(), self.gpu_layers) {

@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 /// A run of the smallest model; without any Vulkan driver when `bare`.
 fn bench(bare: bool, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aether"));
-    command.args(["bench", "--synthetic", "llama-tiny", "-p", "4", "-n", "2", "-r", "1"]).args(args);
+    command
+        .args(["bench", "--synthetic", "llama-tiny", "-p", "4", "-n", "2", "-r", "1"])
+        .args(args);
     if bare {
         command.env("VK_DRIVER_FILES", "/nowhere.json").env("VK_ICD_FILENAMES", "/nowhere.json");
     }
@@ -18,7 +20,8 @@ fn without_a_gpu_auto_and_hybrid_say_so_once_and_use_the_cpu() {
         let output = bench(true, &["--device", device]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{device}: {stderr}");
-        let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("using the CPU")).collect();
+        let lines: Vec<&str> =
+            stderr.lines().filter(|line| line.contains("using the CPU")).collect();
         assert!(lines.len() == 1 && lines[0].contains("no GPU"), "{device}: {stderr}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use aether_runtime::gpu::GpuError;
 use aether_runtime::{RunError, RuntimeError};
 
 use crate::arch::ArchError;
@@ -52,4 +53,19 @@ pub enum EngineError {
     Row { row: u32, tokens: usize },
     #[error("a context of {0} tokens is more than the 2^31 - 1 that positions can count")]
     ContextSize(usize),
+}
+
+impl EngineError {
+    /// Whether the GPU is gone, and with it what was in its memory.
+    pub fn is_device_lost(&self) -> bool {
+        let mut run = match self {
+            EngineError::Run(e) | EngineError::Runtime(RuntimeError::Run(e)) => e,
+            EngineError::Runtime(RuntimeError::Gpu(e)) => return matches!(e, GpuError::Lost(_)),
+            _ => return false,
+        };
+        while let RunError::Part { source, .. } = run {
+            run = source;
+        }
+        matches!(run, RunError::Gpu(GpuError::Lost(_)))
+    }
 }

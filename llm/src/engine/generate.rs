@@ -88,6 +88,26 @@ pub struct GenOutput {
     pub timings: Timings,
 }
 
+/// Gives another context of the same model when the GPU of one is lost; `None` to give up.
+pub type Elsewhere<'a> = dyn FnMut(&EngineError) -> Option<Result<Context, EngineError>> + 'a;
+
+/// Replaces a context whose GPU is lost.
+///
+/// # Errors
+/// What failed, when that is not what happened or there is nowhere to go.
+fn move_on(
+    context: &mut Context,
+    failed: EngineError,
+    elsewhere: &mut Elsewhere<'_>,
+) -> Result<(), EngineError> {
+    let other = if failed.is_device_lost() { elsewhere(&failed) } else { None };
+    match other {
+        Some(other) => *context = other?,
+        None => return Err(failed),
+    }
+    Ok(())
+}
+
 /// Appends `prompt` to the context and continues it. `on_token` is called with each token as it is
 /// chosen, and may end the continuation; the token is kept.
 ///
@@ -101,6 +121,25 @@ pub fn generate(
     opts: &GenOptions,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<GenOutput, EngineError> {
+    generate_or(context, prompt, opts, on_token, &mut |_| None)
+}
+
+/// As [`generate`]. When the GPU of a context that was empty is lost, `elsewhere` is told and may
+/// give another context of the same model: the prompt and the tokens so far go through it, and the
+/// continuation goes on where it was.
+///
+/// # Errors
+/// As [`generate`], and those of `elsewhere`.
+pub fn generate_or(
+    context: &mut Context,
+    prompt: &[u32],
+    opts: &GenOptions,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    elsewhere: &mut Elsewhere<'_>,
+) -> Result<GenOutput, EngineError> {
+    // What was in the context before is not known here.
+    let fresh = context.n_past() == 0;
+    let elsewhere: &mut Elsewhere<'_> = if fresh { elsewhere } else { &mut |_| None };
     let mut sampler = Sampler::new(opts.sampler.clone())?;
     prompt.iter().for_each(|&token| sampler.accept(token));
     let model = context.model().clone();
@@ -112,7 +151,13 @@ pub fn generate(
         timings: Timings { load: model.load_time(), ..Timings::default() },
     };
     let start = Instant::now();
-    let whole = context.prefill_while(prompt, || !stopped())?.is_some();
+    let whole = match context.prefill_while(prompt, || !stopped()) {
+        Ok(logits) => logits.is_some(),
+        Err(lost) => {
+            move_on(context, lost, elsewhere)?;
+            context.prefill_while(prompt, || !stopped())?.is_some()
+        }
+    };
     out.timings.prefill = start.elapsed();
     if !whole {
         out.stop = StopReason::Stopped;
@@ -131,7 +176,13 @@ pub fn generate(
             if context.room() == 0 {
                 break StopReason::Context;
             }
-            context.decode(last)?;
+            if let Err(lost) = context.decode(last).map(|_| ()) {
+                move_on(context, lost, elsewhere)?;
+                let all = [prompt, &out.tokens].concat();
+                if context.prefill_while(&all, || !stopped())?.is_none() {
+                    break StopReason::Stopped;
+                }
+            }
             out.timings.decode_tokens += 1;
         }
         let logits = context.logits();

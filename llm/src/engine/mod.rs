@@ -33,7 +33,7 @@ mod text;
 
 pub use context::Context;
 pub use error::EngineError;
-pub use generate::{GenOptions, GenOutput, StopReason, Timings, generate};
+pub use generate::{Elsewhere, GenOptions, GenOutput, StopReason, Timings, generate, generate_or};
 pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};
 pub use request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
 pub use scheduler::{SlotState, SlotWork};

@@ -280,6 +280,8 @@ impl Gpu {
 
     /// Gives the device up, whatever it is doing: runs end with [`GpuError::Lost`].
     pub fn destroy(&self) {
+        // The device tells it only when it is polled next.
+        let _ = self.faults.lost.set("the GPU was lost: it was given up".to_owned());
         self.device.destroy();
     }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aether_llm::engine::{
-    Context, GenOptions, GenOutput, LoadOptions, Model, StopReason, generate,
+    Context, EngineError, GenOptions, GenOutput, LoadOptions, Model, StopReason, generate_or,
 };
 use aether_llm::sample::SamplerOptions;
 use aether_llm::tokenizer::{EncodeOptions, Utf8Stream};
+use aether_runtime::Placement;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
@@ -104,7 +105,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         ir,
         ..LoadOptions::default()
     };
-    let model = Model::load(args.model.path()?, &options)?;
+    let path = args.model.path()?;
+    let model = Model::load(&path, &options)?;
     if let Some(path) = &args.emit_ir {
         std::fs::write(path, model.module_text())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -140,14 +142,26 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut context = Context::new(&model)?;
     let mut stream = Utf8Stream::new();
     let mut failed = Ok(());
-    let out = generate(&mut context, &prompt, &opts, &mut |token| {
+    let mut on_token = |token| {
         if args.json {
             return ControlFlow::Continue(());
         }
         let text = stream.push(model.tokenizer().token_bytes(token, false));
         failed = output::print(&text);
         if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    };
+    let mut on_cpu = |lost: &EngineError| {
+        if !args.device.falls_back() {
+            return None;
+        }
+        tracing::warn!(error = %lost, "going on with the CPU");
+        let options = LoadOptions { gpu: None, placement: Placement::Whole, ..options.clone() };
+        Some(match Model::load(&path, &options) {
+            Ok(model) => Context::new(&model),
+            Err(error) => Err(error),
+        })
+    };
+    let out = generate_or(&mut context, &prompt, &opts, &mut on_token, &mut on_cpu)?;
     failed?;
     if args.json {
         output::print(&format!("{}\n", object(&model, &prompt, &out)))?;
