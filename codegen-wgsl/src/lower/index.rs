@@ -28,7 +28,7 @@ fn around(lower: &Lower, table: &View, axis: usize) -> Around {
 }
 
 /// `fn pick(i) -> u32`: index `i`, checked.
-fn pick(build: &mut Build, indices: &View, length: &str) {
+pub(super) fn pick(build: &mut Build, indices: &View, length: &str) {
     build.can_fail();
     let buffer = build.read(indices);
     let value = match words(indices.ty.dtype) {

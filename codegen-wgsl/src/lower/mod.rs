@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 mod build;
 mod cache;
+mod experts;
 mod index;
 mod loops;
 mod matmul;
@@ -384,6 +385,7 @@ impl<'a> Lower<'a> {
             }
             Op::Gather if rows::handles(&site) => rows::lower(self, &site),
             Op::Gather | Op::ScatterAdd => index::lower(self, &site),
+            Op::ExpertMatmul => experts::lower(self, &site),
             Op::RngBits => random::lower(self, &site),
             Op::Argmax | Op::TopK | Op::Sort | Op::Cumsum => order::lower(self, &site),
             Op::WindowSum | Op::WindowMax | Op::Conv => window::lower(self, &site),
