@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use aether_ir::tensor::ConcreteType;
 use aether_ir::{Bindings, DType, Interpreter, Module, Tensor, parse_and_verify};
 use aether_runtime::{
     Arg, ArgData, Device, Executable, Files, Options, Placement, RuntimeError, Session, State,
@@ -10,7 +9,7 @@ use aether_runtime::{
 };
 
 use super::graphs;
-use super::support::{difference, gpu};
+use super::support::{arguments, difference, floats, gpu};
 
 fn compile(module: &Module, placement: Placement) -> Result<Arc<Executable>, RuntimeError> {
     let opts =
@@ -43,13 +42,6 @@ fn assert_runs(module: &Module, placement: Placement, args: &[Tensor]) -> usize 
         }
     }
     exe.parts().len()
-}
-
-fn floats(shape: &[usize], seed: u64) -> Tensor {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let n = shape.iter().product();
-    let values: Vec<f64> = (0..n).map(|_| rng.f64() - 0.5).collect();
-    Tensor::from_f64(DType::F32, shape, &values).unwrap()
 }
 
 const F64: &str = "module @m {
@@ -183,17 +175,7 @@ fn random_modules_on_random_devices() {
         let main = &module.funcs["main"];
         let devices: String = main.body.iter().map(|_| ["c", "g"][rng.usize(..2)]).collect();
         let bindings = Bindings::from([("s".into(), rng.u64(1..=graphs::S_MAX))]);
-        let args: Vec<Tensor> = main
-            .params
-            .iter()
-            .map(|&p| {
-                let ty = ConcreteType::of(main.ty(p), &bindings).unwrap();
-                match ty.dtype {
-                    DType::F32 => floats(&ty.shape, seed),
-                    dtype => Tensor::from_i64(dtype, &ty.shape, &[2]).unwrap(),
-                }
-            })
-            .collect();
+        let args = arguments(main, &bindings, seed);
         if Interpreter::new(&module).run("main", args.clone()).is_err() {
             continue;
         }

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
+use aether_ir::tensor::ConcreteType;
 use aether_ir::{
-    Attrs, ConstData, DType, FuncBuilder, Interpreter, Module, Op, Tensor, TensorType, ValueId,
+    Attrs, Bindings, ConstData, DType, Func, FuncBuilder, Interpreter, Module, Op, Tensor,
+    TensorType, ValueId,
 };
 use aether_runtime::gpu::{Gpu, GpuOptions};
 use aether_runtime::{Arena, Executable, Files, Options, RuntimeError, run_executable};
@@ -124,4 +126,27 @@ pub fn check(
         }
     }
     Ok(None)
+}
+
+/// Numbers around zero.
+pub fn floats(shape: &[usize], seed: u64) -> Tensor {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let n = shape.iter().product();
+    let values: Vec<f64> = (0..n).map(|_| rng.f64() - 0.5).collect();
+    Tensor::from_f64(DType::F32, shape, &values).unwrap()
+}
+
+/// Arguments for a function: numbers around zero, and twos where there are integers.
+pub fn arguments(func: &Func, bindings: &Bindings, seed: u64) -> Vec<Tensor> {
+    let types = func.params.iter().map(|&p| ConcreteType::of(func.ty(p), bindings).unwrap());
+    types
+        .zip(seed..)
+        .map(|(ty, seed)| match ty.dtype {
+            DType::F32 => floats(&ty.shape, seed),
+            dtype => {
+                let twos = vec![2; ty.numel().unwrap()];
+                Tensor::from_i64(dtype, &ty.shape, &twos).unwrap()
+            }
+        })
+        .collect()
 }

@@ -1,11 +1,10 @@
 //! Fusion and the arena, on and off: what a module means does not depend on them.
 
-use aether_ir::tensor::ConcreteType;
-use aether_ir::{Bindings, DType, Interpreter, Op, Tensor};
+use aether_ir::{Bindings, Interpreter, Op};
 use aether_runtime::{Arena, run_executable};
 
 use super::graphs;
-use super::support::{SWITCHES, compile, difference};
+use super::support::{SWITCHES, arguments, compile, difference};
 
 #[test]
 fn random_modules() {
@@ -15,21 +14,7 @@ fn random_modules() {
         let module = graphs::module(&mut rng, 8);
         let main = &module.funcs["main"];
         let bindings = Bindings::from([("s".into(), rng.u64(1..=graphs::S_MAX))]);
-        let args: Vec<Tensor> = main
-            .params
-            .iter()
-            .map(|&p| {
-                let ty = ConcreteType::of(main.ty(p), &bindings).unwrap();
-                let n = ty.numel().unwrap();
-                match ty.dtype {
-                    DType::F32 => {
-                        let values: Vec<f64> = (0..n).map(|_| rng.f64() - 0.5).collect();
-                        Tensor::from_f64(ty.dtype, &ty.shape, &values).unwrap()
-                    }
-                    dtype => Tensor::from_i64(dtype, &ty.shape, &vec![2; n]).unwrap(),
-                }
-            })
-            .collect();
+        let args = arguments(main, &bindings, seed);
         let Ok(want) = Interpreter::new(&module).run("main", args.clone()) else { continue };
         let mut frames = Vec::new();
         for (pipeline, arena) in SWITCHES {

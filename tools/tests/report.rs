@@ -1,8 +1,13 @@
 //! The page of `aetherc report`: whole, self-contained, well-formed, and drawn by a browser when
 //! one is installed (Debian's package `chromium`).
 
-use std::path::{Path, PathBuf};
+#[path = "../../tests/support/browser.rs"]
+mod browser;
+
+use std::path::Path;
 use std::process::Command;
+
+use browser::browser;
 
 fn report(file: &str, folder: &Path) -> String {
     let out = folder.join("report.html");
@@ -94,15 +99,6 @@ fn a_language_model_gets_a_page() {
         assert!(html.contains(part), "{part}");
     }
     assert!(html.len() < 4 << 20, "{} bytes are too many to send along", html.len());
-}
-
-/// The browser that is installed, if any; the tests above check the page as text without one.
-fn browser() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    std::env::split_paths(&path)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
-        .find(|file| file.is_file())
 }
 
 /// What the browser makes of the page: the document after parsing and scripts, and a picture.

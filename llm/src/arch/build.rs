@@ -9,7 +9,9 @@ use aether_ir::{
 use super::blocks::{self, Place, ROWS, TOKENS, cache_types, rows_type, stream_type};
 use super::rope::RopeScaling;
 use super::weights::{Spec, TOKEN_EMBD, Weights};
-use super::{ArchError, Architecture, Block, Bounds, Hparams, LayerBuilder, MAIN, identifier};
+use super::{
+    ArchError, Architecture, Block, Bounds, Hparams, LayerBuilder, MAIN, decoder, identifier,
+};
 use crate::gguf::{Gguf, TensorInfo};
 
 /// Whether a block is the last, what it has for itself, and its weights by name and type: blocks
@@ -193,7 +195,7 @@ impl<'g> Builder<'g> {
             factors,
             &signature.2,
         );
-        self.arch.layer(&mut layer)?;
+        decoder::layer(&mut layer)?;
         self.module.add_func(layer.finish());
         self.layers.push((signature, name.clone()));
         Ok(name)

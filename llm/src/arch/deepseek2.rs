@@ -1,12 +1,10 @@
 //! DeepSeek-V2 (2024), V2-Lite, V3 and R1: multi-head latent attention; experts, of which some
 //! serve every token, behind a few dense blocks; YaRN.
 
-use aether_ir::Op;
-
+use super::decoder::ffn_weights;
 use super::latent::Latent;
-use super::llama::ffn_weights;
 use super::rope::{RopeScaling, yarn_magnitude};
-use super::{ArchError, Architecture, Block, Hparams, Keys, LayerBuilder, RopeMode, Spec};
+use super::{ArchError, Architecture, Block, Hparams, Keys, RopeMode, Spec};
 use crate::gguf::Gguf;
 
 /// `general.architecture = "deepseek2"`.
@@ -41,18 +39,6 @@ impl Architecture for DeepSeek2 {
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
         let attention = hp.latent.iter().flat_map(|latent| latent.weights(hp));
         attention.chain(ffn_weights(hp, block)).collect()
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        let normed = layer.norm(layer.stream(), "attn_norm.weight")?;
-        let attended = match layer.hparams.latent {
-            Some(latent) => layer.latent_attention(&latent, normed)?,
-            None => layer.attention(normed)?,
-        };
-        layer.add(attended, "attn_residual")?;
-        let normed = layer.norm(layer.stream(), "ffn_norm.weight")?;
-        let fed = layer.ffn(normed, Op::Silu)?;
-        layer.add(fed, "ffn_residual")
     }
 }
 

@@ -7,10 +7,9 @@
 
 use aether_ir::Op;
 
-use super::llama::decoder_weights;
-use super::qwen3::head_norms;
+use super::decoder::{self, head_norms, post_norms};
 use super::rope::RopeScaling;
-use super::{ArchError, Architecture, Block, Hparams, Keys, LayerBuilder, RopeMode, Spec};
+use super::{ArchError, Architecture, Block, Hparams, Keys, RopeMode, Spec};
 use crate::gguf::Gguf;
 
 /// `general.architecture = "gemma"`.
@@ -27,6 +26,7 @@ pub struct Gemma3;
 fn read(gguf: &Gguf, arch: &'static str, largest: usize) -> Result<Hparams, ArchError> {
     let mut hp = Hparams::read(gguf, arch, RopeMode::Neox)?.without_experts(gguf)?;
     hp.embd_scale = (hp.n_embd as f64).sqrt();
+    hp.ffn_act = Op::GeluTanh;
     if hp.n_layers() == largest {
         hp.attn_scale = 1.0 / ((hp.n_embd / hp.n_heads) as f64).sqrt();
     }
@@ -40,14 +40,6 @@ impl Architecture for Gemma {
 
     fn hparams(&self, gguf: &Gguf) -> Result<Hparams, ArchError> {
         read(gguf, self.name(), usize::MAX)
-    }
-
-    fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block)
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        gemma_layer(layer)
     }
 }
 
@@ -69,11 +61,7 @@ impl Architecture for Gemma2 {
     }
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block).into_iter().chain(post_norms(hp)).collect()
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        gemma_layer(layer)
+        decoder::weights(hp, block).into_iter().chain(post_norms(hp)).collect()
     }
 }
 
@@ -100,28 +88,10 @@ impl Architecture for Gemma3 {
     }
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block).into_iter().chain(post_norms(hp)).chain(head_norms(hp)).collect()
+        decoder::weights(hp, block)
+            .into_iter()
+            .chain(post_norms(hp))
+            .chain(head_norms(hp))
+            .collect()
     }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        gemma_layer(layer)
-    }
-}
-
-/// The weights of the norms behind attention and the feed-forward network.
-fn post_norms(hp: &Hparams) -> [Spec; 2] {
-    ["post_attention_norm.weight", "post_ffw_norm.weight"].map(|name| Spec::vector(name, hp.n_embd))
-}
-
-/// Norm, attention, norm, residual; norm, gated network, norm, residual; the second norms where
-/// the block has weights for them.
-fn gemma_layer(layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-    let normed = layer.norm(layer.stream(), "attn_norm.weight")?;
-    let attended = layer.attention(normed)?;
-    let attended = layer.norm_if(attended, "post_attention_norm.weight")?;
-    layer.add(attended, "attn_residual")?;
-    let normed = layer.norm(layer.stream(), "ffn_norm.weight")?;
-    let fed = layer.ffn(normed, Op::GeluTanh)?;
-    let fed = layer.norm_if(fed, "post_ffw_norm.weight")?;
-    layer.add(fed, "ffn_residual")
 }

@@ -1,5 +1,7 @@
 //! Sizes and constants of a model, read from the metadata and checked.
 
+use aether_ir::Op;
+
 use crate::gguf::{Gguf, GgufError, Optional, Value};
 
 use super::ArchError;
@@ -26,6 +28,8 @@ pub struct Hparams {
     /// Context length of the training.
     pub n_ctx_train: u64,
     pub rms_eps: f64,
+    /// Activation of the gate of feed-forward networks.
+    pub ffn_act: Op,
     /// Factor of what is looked up in the embedding table.
     pub embd_scale: f64,
     /// Factor of the scores of attention.
@@ -258,6 +262,7 @@ impl Hparams {
             n_vocab: n_vocab(gguf, &keys)?,
             n_ctx_train,
             rms_eps: keys.positive_or(eps_name, 1e-5)?,
+            ffn_act: Op::Silu,
             embd_scale: 1.0,
             attn_scale: 1.0 / (key_len as f64).sqrt(),
             attn_softcap: 0.0,

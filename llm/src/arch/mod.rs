@@ -19,7 +19,8 @@
 //! tensor<[s]xi32>`, the position and the slot of every token. The tokens of a slot stand together.
 //! After the caches it also returns what the logits are computed from, for embeddings.
 //!
-//! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`].
+//! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`]: it reads
+//! its metadata and names its weights. The body of a layer is the same for all (`decoder`).
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use crate::gguf::{Gguf, Optional};
 mod attention;
 mod blocks;
 mod build;
+mod decoder;
 mod deepseek2;
 mod error;
 mod experts;
@@ -68,13 +70,9 @@ pub trait Architecture: Sync {
     fn hparams(&self, gguf: &Gguf) -> Result<Hparams, ArchError>;
 
     /// The weights of one block, in the order of the layer function's parameters.
-    fn layer_weights(&self, hparams: &Hparams, block: &Block) -> Vec<Spec>;
-
-    /// The body of a layer: takes the block's input, gives its output.
-    ///
-    /// # Errors
-    /// When the weights do not fit together.
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError>;
+    fn layer_weights(&self, hparams: &Hparams, block: &Block) -> Vec<Spec> {
+        decoder::weights(hparams, block)
+    }
 }
 
 /// Every architecture that can be run.

@@ -2,8 +2,7 @@
 //! another, GPT-NeoX's rotation of a part of each head, and LongRoPE's factors.
 
 use super::attention::attention_weights;
-use super::llama::decoder_layer;
-use super::{ArchError, Architecture, Block, Hparams, LayerBuilder, RopeMode, Spec};
+use super::{ArchError, Architecture, Block, Hparams, RopeMode, Spec};
 use crate::gguf::Gguf;
 
 /// `general.architecture = "phi3"`.
@@ -36,9 +35,5 @@ impl Architecture for Phi3 {
             Spec::matrix("ffn_down.weight", hp.n_embd, hp.n_ff),
         ]);
         specs
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        decoder_layer(layer)
     }
 }

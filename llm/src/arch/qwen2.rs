@@ -2,8 +2,7 @@
 //! rotation; with experts and one that every token goes through in part, Qwen1.5-MoE and Qwen2-57B.
 
 use super::experts::SHARED_GATE;
-use super::llama::{decoder_layer, decoder_weights};
-use super::{ArchError, Architecture, Block, Hparams, Keys, LayerBuilder, RopeMode, Spec};
+use super::{ArchError, Architecture, Block, Hparams, Keys, RopeMode, Spec, decoder};
 use crate::gguf::Gguf;
 
 /// `general.architecture = "qwen2"`.
@@ -22,11 +21,7 @@ impl Architecture for Qwen2 {
     }
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block).into_iter().map(Spec::needed).collect()
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        decoder_layer(layer)
+        decoder::weights(hp, block).into_iter().map(Spec::needed).collect()
     }
 }
 
@@ -47,10 +42,6 @@ impl Architecture for Qwen2Moe {
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
         let gate = Spec::matrix(SHARED_GATE, 1, hp.n_embd);
-        decoder_weights(hp, block).into_iter().chain([gate]).collect()
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        decoder_layer(layer)
+        decoder::weights(hp, block).into_iter().chain([gate]).collect()
     }
 }

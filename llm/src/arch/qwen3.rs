@@ -1,8 +1,8 @@
 //! Qwen3 (Yang et al. 2025): LLaMA's form with norms of each head's query and key, and GPT-NeoX's
 //! rotation; with experts too.
 
-use super::llama::{decoder_layer, decoder_weights};
-use super::{ArchError, Architecture, Block, Hparams, LayerBuilder, RopeMode, Spec};
+use super::decoder::{self, head_norms};
+use super::{ArchError, Architecture, Block, Hparams, RopeMode, Spec};
 use crate::gguf::Gguf;
 
 /// `general.architecture = "qwen3"`.
@@ -21,11 +21,7 @@ impl Architecture for Qwen3 {
     }
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block).into_iter().chain(head_norms(hp)).collect()
-    }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        decoder_layer(layer)
+        decoder::weights(hp, block).into_iter().chain(head_norms(hp)).collect()
     }
 }
 
@@ -43,15 +39,6 @@ impl Architecture for Qwen3Moe {
     }
 
     fn layer_weights(&self, hp: &Hparams, block: &Block) -> Vec<Spec> {
-        decoder_weights(hp, block).into_iter().chain(head_norms(hp)).collect()
+        decoder::weights(hp, block).into_iter().chain(head_norms(hp)).collect()
     }
-
-    fn layer(&self, layer: &mut LayerBuilder<'_>) -> Result<(), ArchError> {
-        decoder_layer(layer)
-    }
-}
-
-/// The weights of the norms of each head's query and key.
-pub(super) fn head_norms(hp: &Hparams) -> [Spec; 2] {
-    ["attn_q_norm.weight", "attn_k_norm.weight"].map(|name| Spec::vector(name, hp.key_len))
 }

@@ -91,20 +91,23 @@ const COMMON: [Field; 15] = [
     ("n_cmpl", Integer, "how many answers"),
 ];
 
-const CHAT: [Field; 9] = [
+/// What a chat template is given.
+const TEMPLATE: [Field; 5] = [
     ("messages", List, "role and content of each"),
-    ("logprobs", Flag, "with every token its log-probability"),
-    ("top_logprobs", Integer, "and those of the most probable tokens"),
     ("tools", List, "functions that may be called"),
-    ("tool_choice", Any, "none, auto, required, or a function"),
-    ("parallel_tool_calls", Flag, "true only"),
     ("chat_template_kwargs", Object, "variables of the chat template"),
     ("add_generation_prompt", Flag, "the prompt ends with the beginning of an answer"),
     ("continue_final_message", Flag, "the last message, the assistant's, is gone on with"),
 ];
 
-const COMPLETIONS: [Field; 5] = [
-    ("prompt", Any, "a text, token ids, both mixed, or several of these"),
+const CHAT: [Field; 4] = [
+    ("logprobs", Flag, "with every token its log-probability"),
+    ("top_logprobs", Integer, "and those of the most probable tokens"),
+    ("tool_choice", Any, "none, auto, required, or a function"),
+    ("parallel_tool_calls", Flag, "true only"),
+];
+
+const COMPLETIONS: [Field; 4] = [
     ("suffix", Text, "what comes after the answer, for models that can fill in"),
     ("echo", Flag, "the prompt comes back before the answer"),
     ("logprobs", Integer, "log-probabilities of so many tokens at each place"),
@@ -165,10 +168,7 @@ const OLLAMA: [Field; 5] = [
     ("options", Object, "num_predict, temperature, top_k, seed, stop, …"),
     ("keep_alive", Any, "the model stays loaded whatever it is"),
 ];
-const OLLAMA_CHAT: [Field; 2] = [
-    ("messages", List, "role and content of each"),
-    ("tools", List, "functions that may be called"),
-];
+const OLLAMA_CHAT: [Field; 2] = [TEMPLATE[0], TEMPLATE[1]];
 const OLLAMA_GENERATE: [Field; 3] = [
     ("prompt", Text, "what the user says"),
     ("system", Text, "a system message"),
@@ -181,23 +181,24 @@ const TOKENIZE: [Field; 4] = [
     ("with_pieces", Flag, "with the text of each token"),
 ];
 const DETOKENIZE: [Field; 1] = [("tokens", List, "token ids")];
-const APPLY: [Field; 5] = [
-    ("messages", List, "role and content of each"),
-    ("tools", List, "functions that may be called"),
-    ("chat_template_kwargs", Object, "variables of the chat template"),
-    ("add_generation_prompt", Flag, "the prompt ends with the beginning of an answer"),
-    ("continue_final_message", Flag, "the last message, the assistant's, is gone on with"),
-];
 
 /// Calls with a body: path, what it is, fields.
 const POSTS: [(&str, &str, &[&[Field]]); 16] = [
-    ("/v1/chat/completions", "The next message of a chat (OpenAI)", &[&CHAT, &COMMON, &SAMPLING]),
+    (
+        "/v1/chat/completions",
+        "The next message of a chat (OpenAI)",
+        &[&TEMPLATE, &CHAT, &COMMON, &SAMPLING],
+    ),
     (
         "/v1/chat/completions/input_tokens",
         "How many tokens the prompt of such a call has",
-        &[&CHAT, &COMMON, &SAMPLING],
+        &[&TEMPLATE, &CHAT, &COMMON, &SAMPLING],
     ),
-    ("/v1/completions", "The continuation of a text (OpenAI)", &[&COMPLETIONS, &COMMON, &SAMPLING]),
+    (
+        "/v1/completions",
+        "The continuation of a text (OpenAI)",
+        &[&PROMPT, &COMPLETIONS, &COMMON, &SAMPLING],
+    ),
     ("/v1/embeddings", "The last token's state, scaled to length 1 (OpenAI)", &[&EMBEDDINGS]),
     ("/v1/responses", "The next message of a chat, in the newer form (OpenAI)", &[&RESPONSES]),
     ("/v1/messages", "The next message of a chat (Anthropic)", &[&MESSAGES]),
@@ -216,7 +217,7 @@ const POSTS: [(&str, &str, &[&[Field]]); 16] = [
     ("/api/generate", "The answer to a prompt (Ollama)", &[&OLLAMA_GENERATE, &OLLAMA]),
     ("/tokenize", "A text as tokens", &[&TOKENIZE]),
     ("/detokenize", "Tokens as a text", &[&DETOKENIZE]),
-    ("/apply-template", "The prompt that messages become", &[&APPLY]),
+    ("/apply-template", "The prompt that messages become", &[&TEMPLATE]),
     ("/completions", "As /completion", &[&PROMPT, &NATIVE, &COMMON, &SAMPLING]),
     ("/responses", "As /v1/responses", &[&RESPONSES]),
 ];

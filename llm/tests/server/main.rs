@@ -1,5 +1,7 @@
 //! The server on a small random model: what it answers, and what it says to bad input.
 
+#[path = "../../../tests/support/browser.rs"]
+mod browser;
 mod described;
 mod llama_cpp;
 mod page;

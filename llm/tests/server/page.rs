@@ -1,12 +1,13 @@
 //! The chat page: self-contained, and talking with the server in a browser when one is installed
 //! (Debian's package `chromium`).
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use aether_llm::server::ServerOptions;
 
 use super::Server;
+use super::browser::browser;
 
 #[test]
 fn the_page_needs_nothing_from_elsewhere() {
@@ -23,16 +24,8 @@ fn the_page_needs_nothing_from_elsewhere() {
     assert_eq!(Server::start(options, 1).send("GET", "/", "", b"").0, 404);
 }
 
-fn browser() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    std::env::split_paths(&path)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
-        .find(|file| file.is_file())
-}
-
 /// The document after the page asked what its address says.
-fn dom_after(browser: &PathBuf, server: &Server, question: &str) -> String {
+fn dom_after(browser: &Path, server: &Server, question: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     // The browser's clock runs ahead while nothing is to be done; the page's own, which ticks until
     // the answer is there, is something.
