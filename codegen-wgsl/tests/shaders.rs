@@ -3,6 +3,7 @@
 use aether_codegen_wgsl::Adapter;
 use aether_codegen_wgsl::kernel::{Access, Bind, Launch};
 use aether_codegen_wgsl::templates::attention::Attention;
+use aether_codegen_wgsl::templates::dense::{Addend as DenseAddend, Dense};
 use aether_codegen_wgsl::templates::gather::GatherRows;
 use aether_codegen_wgsl::templates::pick::Pick;
 use aether_codegen_wgsl::templates::product::{Addend, Product, Weight};
@@ -79,6 +80,50 @@ fn everywhere(f: impl Fn(&Site) -> Vec<Launch>) {
         let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands() };
         validate(&adapter, &f(&site));
     }
+}
+
+#[test]
+fn dense_products() {
+    let mut shaders = 0;
+    for dtype in [DType::F32, DType::F16] {
+        for (stack, rows, most_rows, columns, depth) in [
+            (Dim::new(1), Dim::new(1024), 1024, 1024, 1024),
+            (Dim::new(12), Dim::symbol("s"), 512, 72, 40),
+            (Dim::symbol("p"), Dim::new(64), 64, 200, 264),
+        ] {
+            for transposed in [false, true] {
+                let plain = Dense {
+                    dtype,
+                    stack: stack.clone(),
+                    rows: rows.clone(),
+                    most_rows,
+                    columns,
+                    depth,
+                    transposed,
+                    shared: false,
+                    addend: None,
+                    act: None,
+                };
+                let more = Dense {
+                    shared: true,
+                    addend: Some(DenseAddend::Row),
+                    act: Some("gelu".to_owned()),
+                    ..plain.clone()
+                };
+                let whole = Dense { addend: Some(DenseAddend::Whole), ..plain.clone() };
+                for dense in [plain, more, whole] {
+                    for adapter in adapters().iter().filter(|a| dense.is_supported(a)) {
+                        let symbols: IndexSet<Symbol> = ["p".into(), "s".into()].into();
+                        let operands = operands();
+                        let site = Site { adapter, symbols: &symbols, operands: &operands };
+                        validate(adapter, &[dense.launch(&site).unwrap()]);
+                        shaders += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(shaders >= 90, "{shaders}");
 }
 
 #[test]
@@ -164,9 +209,14 @@ fn attentions() {
                         causal,
                         window,
                         softcap,
+                        slots: None,
                     };
                     assert!(a.is_supported());
                     everywhere(|site| a.launches(site));
+                    if causal {
+                        let slots = Attention { slots: Some(4), ..a };
+                        everywhere(|site| slots.launches(site));
+                    }
                 }
             }
         }

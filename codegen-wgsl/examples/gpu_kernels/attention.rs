@@ -34,6 +34,7 @@ impl Bench {
                 causal: true,
                 window: 0,
                 softcap: 0.0,
+                slots: None,
             };
             let q = self.floats(tokens * heads * d);
             let half = |v: &[f32]| -> Vec<u8> {

@@ -61,6 +61,7 @@ impl Bench {
             causal: true,
             window: 0,
             softcap: 0.0,
+            slots: None,
         };
         let pick = Pick { rows: Dim::new(1), most_rows: 1, n: vocab, k: None };
         let site = |operands: &[Operand], f: &dyn Fn(&Site) -> Vec<Launch>| {

@@ -1,5 +1,6 @@
-//! Attention over a cache: by the templates for one sequence, else in a general form, a workgroup for each query head of each token, an
-//! online softmax over keys in steps of the workgroup's size (Milakov and Gimelshein 2018).
+//! Attention over a cache: by the templates where they have the types, else in a general form: a
+//! workgroup for each query head of each token, an online softmax over keys in steps of the
+//! workgroup's size (Milakov and Gimelshein 2018).
 
 use aether_ir::{DType, Inst, Symbol, SymbolRange, TensorType};
 use indexmap::IndexMap;
@@ -10,28 +11,31 @@ use super::{Lower, Site, text};
 use crate::error::CompileError;
 use crate::templates::attention::Attention;
 
-/// The template for an attention of one sequence; `None` when there is none.
+/// The template for an attention; `None` when there is none.
 pub fn template(
     inst: &Inst,
     operands: &[&TensorType],
     symbols: &IndexMap<Symbol, SymbolRange>,
 ) -> Option<Attention> {
-    let [q, k, v, _] = operands else { return None };
+    let [q, k, v, ..] = operands else { return None };
+    let has_slots = operands.len() > 4;
+    let front = usize::from(has_slots);
     let number = |ty: &TensorType, axis: usize| ty.shape.0[axis].as_const().map(|d| d as usize);
     let attrs = &inst.attrs;
     let attention = Attention {
         heads: number(q, 1)?,
-        kv_heads: number(k, 1)?,
+        kv_heads: number(k, 1 + front)?,
         d: number(q, 2)?,
-        dv: number(v, 2)?,
+        dv: number(v, 2 + front)?,
         tokens: q.shape.0[0].clone(),
         most_tokens: q.shape.0[0].upper_bound(symbols)? as usize,
-        context: number(k, 0)?,
+        context: number(k, front)?,
         cache: k.dtype,
         scale: attrs.float("scale", 1.0) as f32,
         causal: attrs.bool("causal", true),
         window: usize::try_from(attrs.int("window", 0)).ok()?,
         softcap: attrs.float("softcap", 0.0) as f32,
+        slots: if has_slots { Some(number(k, 0)?) } else { None },
     };
     (q.dtype == DType::F32 && attention.is_supported()).then_some(attention)
 }

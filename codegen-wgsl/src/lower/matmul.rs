@@ -13,7 +13,7 @@ const TILE: u32 = 64;
 
 /// Products.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
-    if super::product::lower(lower, site)? {
+    if super::product::lower(lower, site)? || super::dense::lower(lower, site)? {
         return Ok(());
     }
     let (x, w, out) = (&site.inputs[0], &site.inputs[1], &site.outputs[0]);

@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 mod build;
 mod cache;
+mod dense;
 mod experts;
 mod index;
 mod loops;

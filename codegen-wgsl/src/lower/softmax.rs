@@ -1,11 +1,31 @@
-//! Softmax and norms along an axis: a workgroup for each row of the last axis, an invocation for
-//! each row of another.
+//! Softmax and norms along an axis. Along the last one by the template where it has the type and
+//! length, else by a workgroup for each row; along another by an invocation for each row.
 
 use aether_ir::{Dim, Op};
 
 use super::build::{Build, WORKGROUP};
 use super::{Lower, Site, text};
 use crate::error::CompileError;
+use crate::templates::norm::{Kind, Norm};
+
+/// The template along the last axis; `None` for types and lengths that it has not.
+fn template(site: &Site) -> Option<Norm> {
+    let x = &site.inputs[0];
+    let eps = (site.inst.attrs.float("eps", 0.0) as f32).to_bits();
+    let kind = match site.inst.op {
+        Op::Softmax => Kind::Softmax,
+        Op::LogSoftmax => Kind::LogSoftmax,
+        Op::RmsNorm => Kind::Rms(eps),
+        Op::LayerNorm => Kind::Layer(eps),
+        _ => return None,
+    };
+    let dtype = x.ty.dtype;
+    let (length, leading) = x.dims().split_last()?;
+    let length = length.as_const()? as usize;
+    let rows = leading.iter().fold(Dim::new(1), |acc, d| &acc * d);
+    let same = site.inputs.iter().chain(&site.outputs).all(|v| v.ty.dtype == dtype);
+    same.then_some(Norm { kind, dtype, rows, length })
+}
 
 /// Softmax, log_softmax, rms_norm, layer_norm.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
@@ -18,6 +38,9 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     let softmax = matches!(op, Op::Softmax | Op::LogSoftmax);
     let axis = if softmax { site.axis(x)? } else { x.ty.rank() - 1 };
     let last = axis + 1 == x.ty.rank();
+    if last && let Some(norm) = template(site).filter(|n| n.is_supported(&lower.adapter)) {
+        return lower.templates(site, |t| vec![norm.launch(t)]);
+    }
     let mut build = Build::new(if softmax { "softmax" } else { "norm" });
     let dims = x.dims();
     let product = |dims: &[Dim]| dims.iter().fold(Dim::new(1), |acc, d| &acc * d);

@@ -5,18 +5,23 @@
 //!   a part for the query heads that share a kv head, a second dispatch puts the parts together
 //!   (flash decoding: Dao et al. 2023).
 //! - **Tiles**, for many: a workgroup takes a tile of queries and goes over tiles of keys with a
-//!   running maximum and sum (Dao et al. 2022). In [`attention_tiles`](super::attention_tiles).
+//!   running maximum and sum (Dao et al. 2022). In [`attention_coop`](super::attention_coop) where
+//!   there are cooperative matrices, else in [`attention_tiles`](super::attention_tiles).
 //!
 //! Operands: q f32 `[tokens, heads, d]`, the caches `[context, kv_heads, d]` and
 //! `[context, kv_heads, dv]` of f16 or f32, `past` i32. Result f32 `[tokens, heads, dv]`. A past
 //! that leaves no room for the tokens is taken as the greatest that does.
+//!
+//! With slots the caches are `[slots, context, kv_heads, …]` and instead of `past` there are the
+//! positions and the slots of the tokens, i32; always in parts, since neighbours need not belong
+//! together. Places out of range are taken as the nearest; appending to the cache refuses them.
 
 use std::fmt::Write as _;
 
 use aether_ir::{DType, Dim};
 
 use super::text::{Elements, Source, Var, dim_text};
-use super::{Site, attention_tiles};
+use super::{Site, attention_coop, attention_tiles};
 use crate::adapter::Adapter;
 use crate::kernel::{Groups, Launch};
 
@@ -39,6 +44,8 @@ pub struct Attention {
     pub window: usize,
     /// 0 for none.
     pub softcap: f32,
+    /// How many sequences the caches hold, when each token has a place of its own.
+    pub slots: Option<usize>,
 }
 
 /// Stands for minus infinity, from which differences are taken.
@@ -65,7 +72,8 @@ impl Attention {
             && self.dv.div_ceil(self.width(self.dv)) <= KEYS
             && self.d <= 1024
             && self.context <= i32::MAX as usize
-            && self.most_tokens <= self.context
+            && (self.slots.is_some() || self.most_tokens <= self.context)
+            && (self.slots.is_none() || self.causal)
     }
 
     /// Elements of a row of length `len` that are read at once.
@@ -102,7 +110,10 @@ impl Attention {
     }
 
     fn is_tiled(&self, adapter: &Adapter) -> bool {
-        self.most_tokens > 8 && attention_tiles::Tile::choose(self, adapter).is_some()
+        self.most_tokens > 8
+            && self.slots.is_none()
+            && (attention_coop::Tile::choose(self, adapter).is_some()
+                || attention_tiles::Tile::choose(self, adapter).is_some())
     }
 
     /// Bytes of scratch that the launches use.
@@ -115,6 +126,11 @@ impl Attention {
 
     /// The dispatches, in order.
     pub fn launches(&self, site: &Site) -> Vec<Launch> {
+        if self.is_tiled(site.adapter)
+            && let Some(tile) = attention_coop::Tile::choose(self, site.adapter)
+        {
+            return vec![attention_coop::launch(self, site, &tile)];
+        }
         if self.is_tiled(site.adapter)
             && let Some(tile) = attention_tiles::Tile::choose(self, site.adapter)
         {
@@ -159,6 +175,7 @@ impl Attention {
         let k = source.bind(site.operands[1], "k", self.elements(d));
         let v = source.bind(site.operands[2], "v", self.elements(dv));
         let past = source.bind(site.operands[3], "past_tokens", Elements::I32);
+        let slots = self.slots.map(|n| (n, source.bind(site.operands[4], "slots", Elements::I32)));
         let out = if parts == 1 {
             source.result(0, "out0", Elements::F32)
         } else {
@@ -173,6 +190,22 @@ impl Attention {
         let vector = if width == 1 { "f32" } else { "vec4<f32>" };
         let tokens = dim_text(&self.tokens, site.symbols);
         let (known, range) = self.range(&tokens, &past);
+        // Where the token is, and the first row of its cache.
+        let known = match &slots {
+            None => format!("{known}let position = past + token;\nlet base = 0u;\n"),
+            Some((n, slots)) => format!(
+                "let position = u32(clamp({}[token], 0, {}));
+let base = u32(clamp({}[token], 0, {})) * {}u;
+let all = {}u;
+",
+                past.name,
+                self.context - 1,
+                slots.name,
+                n.max(&1) - 1,
+                self.context,
+                self.context
+            ),
+        };
         let qw = if self.width(d) == 1 { "f32" } else { "vec4<f32>" };
         let qn = if self.width(d) == 1 { d } else { d / 4 };
         let taken = 4 * g * (d + KEYS + 17);
@@ -189,8 +222,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 let head0 = id.x * {g}u;
 let kv = head0 / {}u;
 let token = id.z;
-{known}let position = past + token;
-{range}let span = (max(last, first) - first + {}u) / {}u * 32u;
+{known}{range}let span = (max(last, first) - first + {}u) / {}u * 32u;
 let begin = min(first + id.y * span, last);
 let end = min(begin + span, last);
 for (var i = tid; i < {}u; i += {KEYS}u) {{
@@ -227,7 +259,7 @@ let key_side = tid / {lanes}u;
             let _ = writeln!(t, "var s_{h} = 0.0;");
         }
         let _ = writeln!(t, "if key < end {{");
-        let row = format!("(key * {}u + kv) * {d}u", self.kv_heads);
+        let row = format!("((base + key) * {}u + kv) * {d}u", self.kv_heads);
         t.push_str(&self.scores(&k, &row, g));
         for h in 0..g {
             let _ = writeln!(t, "s_{h} = {};", self.score(&format!("s_{h}")));
@@ -287,7 +319,7 @@ for (var j0 = key_side; j0 < count; j0 += {}u) {{
         // Rows behind the last are read as the last, and count nothing.
         for n in 0..AHEAD {
             let _ = writeln!(t, "let j_{n} = min(j0 + {}u, count - 1u);", n * side);
-            let row = format!("((tile + j_{n}) * {}u + kv) * {dv}u", self.kv_heads);
+            let row = format!("((base + tile + j_{n}) * {}u + kv) * {dv}u", self.kv_heads);
             let _ = writeln!(t, "let c{n} = {};", self.load(&v, &row, "lane"));
         }
         for n in 0..AHEAD {
@@ -362,10 +394,10 @@ for (var i = tid; i < {all}u; i += {KEYS}u) {{
                 );
                 ("start".to_owned(), "")
             };
-            let _ = writeln!(t, "    let base = {base} + l * {width}u + quad * {each}u;");
+            let _ = writeln!(t, "    let to = {base} + l * {width}u + quad * {each}u;");
             for e in 0..each {
                 let part = if width == 1 { String::new() } else { format!("[{e}]") };
-                let _ = writeln!(t, "    {out}[base + {e}u] = sum{part}{scale};");
+                let _ = writeln!(t, "    {out}[to + {e}u] = sum{part}{scale};");
             }
             t.push_str("}\n");
         }

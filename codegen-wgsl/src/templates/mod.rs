@@ -8,11 +8,14 @@
 //! and any value of the symbols, given bindings of the described sizes.
 
 pub mod attention;
+pub mod attention_coop;
 pub mod attention_tiles;
 pub mod blocks;
 pub mod coop;
+pub mod dense;
 pub mod gather;
 pub mod matvec;
+pub mod norm;
 pub mod pick;
 pub mod prepare;
 pub mod product;

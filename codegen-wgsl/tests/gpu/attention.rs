@@ -51,9 +51,12 @@ fn few_and_many_tokens() {
         causal: true,
         window: 0,
         softcap: 0.0,
+        slots: None,
     };
     let variants = [
         base.clone(),
+        Attention { heads: 8, d: 64, dv: 128, ..base.clone() },
+        Attention { window: 50, softcap: 2.0, d: 128, dv: 64, ..base.clone() },
         Attention { cache: DType::F32, heads: 8, ..base.clone() },
         Attention { window: 50, softcap: 2.0, ..base.clone() },
         Attention { causal: false, heads: 4, d: 40, dv: 24, ..base.clone() },
@@ -67,6 +70,53 @@ fn few_and_many_tokens() {
         let many = Attention { most_tokens: 70, ..variant.clone() };
         for (tokens, past) in [(1, 0), (70, 0), (37, 201)] {
             check(&many, tokens, past, i as u64);
+        }
+    }
+}
+
+/// Tokens of several sequences in one cache.
+#[test]
+fn slots() {
+    let base = Attention {
+        heads: 6,
+        kv_heads: 2,
+        d: 32,
+        dv: 24,
+        tokens: Dim::symbol("s0"),
+        most_tokens: 12,
+        context: 40,
+        cache: DType::F16,
+        scale: 0.18,
+        causal: true,
+        window: 0,
+        softcap: 0.0,
+        slots: Some(3),
+    };
+    let places = [(39, 2), (17, 1), (18, 1), (19, 1), (0, 0)];
+    for a in [base.clone(), Attention { window: 9, cache: DType::F32, most_tokens: 5, ..base }] {
+        let mut rng = fastrand::Rng::with_seed(9);
+        let q = activations(&mut rng, &[places.len(), a.heads, a.d]);
+        let mut cache = |d: usize| {
+            let x = activations(&mut rng, &[3, a.context, a.kv_heads, d]);
+            Tensor::from_f64(a.cache, x.shape(), &x.to_f64_vec().unwrap()).unwrap()
+        };
+        let (k, v) = (cache(a.d), cache(a.dv));
+        let [positions, slots] = [places.map(|p| p.0), places.map(|p| p.1)]
+            .map(|values| Tensor::from_i32(&[places.len()], &values).unwrap());
+        let attrs = Attrs::new().with("scale", f64::from(a.scale)).with("window", a.window as i64);
+        let ty = ConcreteType::new(DType::F32, vec![places.len(), a.heads, a.dv]);
+        let given = [&q, &k, &v, &positions, &slots];
+        let want = meaning(Op::Attention, &given, &attrs, &[ty]);
+        let bytes: Vec<Vec<u8>> = given.iter().map(|t| t.bytes().to_vec()).collect();
+        let symbols: IndexSet<Symbol> = ["s0".into()].into();
+        for adapter in adapters() {
+            let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands(5) };
+            let size = places.len() * a.heads * a.dv * 4;
+            let scratch = a.scratch_bytes(&adapter);
+            let tokens = [places.len() as u32];
+            let found = GPU.run(&a.launches(&site), &bytes, &[size], scratch, &tokens);
+            let want = want[0].to_f32_vec().unwrap();
+            assert_close(&format!("{a:?}"), &floats(&found[0]), &want, 1e-3);
         }
     }
 }
@@ -86,6 +136,7 @@ fn large_heads() {
         causal: true,
         window: 0,
         softcap: 0.0,
+        slots: None,
     };
     check(&base, 20, 30, 1);
     check(&Attention { most_tokens: 1, ..base }, 1, 63, 2);

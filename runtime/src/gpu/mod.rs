@@ -1,5 +1,6 @@
 //! The GPU: devices, the memory of programs and sessions, runs.
 
+mod bandwidth;
 mod cache;
 mod device;
 mod memory;

@@ -116,6 +116,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &options)?;
+    let memory = Memory::of(&model, args.depth)?;
     let setup = setup(&model, &path);
     let mut ours: Vec<Samples> = tests.iter().map(|&test| Samples::new(test)).collect();
     let mut context = Context::new(&model)?;
@@ -133,7 +134,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                     samples.ns.push(ns);
                 }
             }
-            print(args.output, &setup, &ours, None)
+            print(args.output, &setup, &ours, None)?;
         }
         Some(program) => {
             let peers = Peer::settings(program)?;
@@ -152,8 +153,60 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 }
             }
             let names: Vec<String> = peers.iter().map(Peer::name).collect();
-            print(args.output, &setup, &ours, Some((&names, &theirs)))
+            print(args.output, &setup, &ours, Some((&names, &theirs)))?;
         }
+    }
+    if let Some(memory) = memory.filter(|_| args.output == Format::Md) {
+        for samples in &ours {
+            memory.print(samples)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a GPU's memory can do, and what a token asks of it.
+struct Memory {
+    /// Bytes per second that a copy reads and writes.
+    copy_rate: f64,
+    /// Bytes of weights that a token reads, and of the cache at each position.
+    weights: f64,
+    position: f64,
+    depth: usize,
+}
+
+impl Memory {
+    /// `None` without a GPU, and for models of which a token reads only some experts.
+    fn of(model: &Model, depth: usize) -> anyhow::Result<Option<Memory>> {
+        let Some(gpu) = model.executable().gpu() else { return Ok(None) };
+        let tensors = model.gguf().tensors();
+        if tensors.iter().any(|t| t.name.contains("_exps.")) {
+            return Ok(None);
+        }
+        // Of a table of embeddings that is not the output matrix too, a token reads a row.
+        let untied = tensors.iter().any(|t| t.name == "output.weight");
+        let read = tensors.iter().filter(|t| !(untied && t.name == "token_embd.weight"));
+        Ok(Some(Memory {
+            copy_rate: gpu.gpu().copy_rate()?,
+            weights: read.map(|t| t.bytes).sum::<u64>() as f64,
+            position: model.cache_bytes() as f64 / model.context_len().max(1) as f64,
+            depth,
+        }))
+    }
+
+    /// The rate that generating reached, as a share of a copy's.
+    fn print(&self, samples: &Samples) -> anyhow::Result<()> {
+        let Test::Generate(n) = samples.test else { return Ok(()) };
+        let bytes = self.weights + self.position * (self.depth as f64 + n as f64 / 2.0);
+        let rate = bytes * samples.median();
+        output::print(&format!(
+            "{}: {:.2} GB a token, {:.0} GB/s: {:.0} % of the {:.0} GB/s that a copy reads and writes\n",
+            samples.test.name(),
+            bytes / 1e9,
+            rate / 1e9,
+            100.0 * rate / self.copy_rate,
+            self.copy_rate / 1e9
+        ))?;
+        Ok(())
     }
 }
 
