@@ -29,6 +29,9 @@ fn write_json(
     if depth > MOST_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "the value is nested too deeply"));
     }
+    if out.len() > super::limits::MOST_TEXT {
+        return Err(super::limits::too_long());
+    }
     let line = |out: &mut String, depth: usize| {
         if let Some(n) = indent {
             out.push('\n');

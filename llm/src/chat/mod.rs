@@ -3,17 +3,24 @@
 //! A model file brings its template (`tokenizer.chat_template`), written for Hugging Face's
 //! `transformers`: Jinja with `trim_blocks` and `lstrip_blocks`, Python's methods of strings, lists
 //! and dicts, `tojson` as `json.dumps` writes, `raise_exception` and `strftime_now`. minijinja runs
-//! it under limits of steps and output, for it comes out of a file that nobody vouches for. A model
-//! without a template gets [`CHATML`], or [`GEMMA`] when its vocabulary has Gemma's turns.
+//! it, under limits of steps, memory and time, for it comes out of a file that nobody vouches for
+//! ([`limits`], decision 18). A model without a template gets [`CHATML`], or [`GEMMA`] when its
+//! vocabulary has Gemma's turns.
 
 mod filters;
+mod limits;
 mod message;
+mod operations;
+mod rewrite;
 mod tools;
 
-use std::io;
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::{Environment, UndefinedBehavior, Value, context};
+use minijinja::machinery::{
+    CodeGenerator, Instructions, Vm, WhitespaceConfig, make_string_output, parse,
+};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
 use serde_json::Map;
 
 use crate::engine::Model;
@@ -53,11 +60,14 @@ const NAMED: [(&str, &str); 4] =
 
 /// Most instructions of a rendering.
 const FUEL: u64 = 20_000_000;
-/// Most bytes of a prompt.
-const MOST_OUTPUT: usize = 64 << 20;
 /// Most bytes of a template.
 const MOST_SOURCE: usize = 1 << 20;
 const NAME: &str = "chat";
+/// The stack of a rendering: macros call themselves up to a depth that minijinja bounds.
+const STACK: usize = 32 << 20;
+/// As transformers sets it.
+const WHITESPACE: WhitespaceConfig =
+    WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
 
 /// A chat cannot be made a prompt.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +108,6 @@ pub(crate) fn utc_date(format: &str, seconds: u64) -> String {
 /// A chat template, ready to be used.
 #[derive(Debug)]
 pub struct Template {
-    environment: Environment<'static>,
     source: String,
     bos: String,
     eos: String,
@@ -139,20 +148,9 @@ impl Template {
         if source.len() > MOST_SOURCE {
             return Err(ChatError::TooLong);
         }
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_fuel(Some(FUEL));
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", filters::to_json);
-        environment.add_function("raise_exception", filters::raise_exception);
-        environment.add_function("strftime_now", filters::strftime_now);
-        environment
-            .add_template_owned(NAME, source.clone())
-            .map_err(|e| ChatError::Template(filters::describe(&e)))?;
-        Ok(Template { environment, source, bos, eos })
+        let template = Template { source, bos, eos };
+        template.in_thread(|| template.compiled(|_, _| Ok(())).map_err(ChatError::Template))?;
+        Ok(template)
     }
 
     /// Its text.
@@ -192,8 +190,6 @@ impl Template {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<String, ChatError> {
-        let failed = |e: minijinja::Error| ChatError::Render(filters::describe(&e));
-        let template = self.environment.get_template(NAME).map_err(failed)?;
         let tools = match options.tools.is_empty() {
             true => Value::UNDEFINED,
             false => Value::from_serialize(&options.tools),
@@ -212,9 +208,47 @@ impl Template {
             datetime => utc_date("%b %d %Y %H:%M:%S GMT", now),
         };
         let all = context! { ..base, ..Value::from_serialize(&options.extra) };
-        let mut out = Limited(Vec::new());
-        template.render_captured_to(all, &mut out).map_err(failed)?;
-        String::from_utf8(out.0).map_err(|e| ChatError::Render(e.to_string()))
+        self.in_thread(|| {
+            limits::begin();
+            self.compiled(|environment, code| code.run(environment, all)).map_err(ChatError::Render)
+        })
+    }
+
+    /// Runs on a thread of its own: a deep template has the stack that it needs, the meter starts
+    /// afresh.
+    fn in_thread<R: Send>(
+        &self,
+        run: impl FnOnce() -> Result<R, ChatError> + Send,
+    ) -> Result<R, ChatError> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name(NAME.to_owned()).stack_size(STACK);
+            let running = thread
+                .spawn_scoped(scope, run)
+                .map_err(|e| ChatError::Render(format!("no thread for it: {e}")))?;
+            running.join().unwrap_or_else(|_| Err(ChatError::Render("it panicked".to_owned())))
+        })
+    }
+
+    /// The template as code. It refers to its text, so it is made anew each time: within a
+    /// millisecond.
+    fn compiled<R>(
+        &self,
+        then: impl FnOnce(&Environment<'_>, Code<'_>) -> Result<R, minijinja::Error>,
+    ) -> Result<R, String> {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        operations::install(&mut environment);
+        environment.add_function("raise_exception", filters::raise_exception);
+        environment.add_function("strftime_now", filters::strftime_now);
+        let described = |e: minijinja::Error| filters::describe(&e);
+        rewrite::check_depth(&self.source, WHITESPACE).map_err(described)?;
+        let tree = parse(&self.source, NAME, Default::default(), WHITESPACE).map_err(described)?;
+        let tree = rewrite::rewrite(&tree).map_err(described)?;
+        let mut generator = CodeGenerator::new(NAME, &self.source);
+        generator.compile_stmt(&tree);
+        let (instructions, blocks) = generator.finish();
+        then(&environment, Code { instructions, blocks }).map_err(described)
     }
 
     /// The tokens of what was rendered; BOS is not added to a text that begins with it.
@@ -227,20 +261,24 @@ impl Template {
     }
 }
 
-/// A writer that takes no more than [`MOST_OUTPUT`] bytes.
-struct Limited(Vec<u8>);
+/// What minijinja's machine runs.
+struct Code<'source> {
+    instructions: Instructions<'source>,
+    blocks: BTreeMap<&'source str, Instructions<'source>>,
+}
 
-impl io::Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MOST_OUTPUT {
-            return Err(io::Error::other(format!("it writes more than {MOST_OUTPUT} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+impl Code<'_> {
+    fn run(
+        self,
+        environment: &Environment<'_>,
+        variables: Value,
+    ) -> Result<String, minijinja::Error> {
+        let mut text = String::new();
+        let mut out = make_string_output(&mut text);
+        let machine = Vm::new(environment);
+        machine.eval(&self.instructions, variables, &self.blocks, &mut out, AutoEscape::None)?;
+        drop(out);
+        if text.len() > limits::MOST_TEXT { Err(limits::too_long()) } else { Ok(text) }
     }
 }
 
@@ -317,19 +355,19 @@ mod tests {
                 "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
                 "fuel",
             ),
-            ("{% for a in range(99999) %}{{ '0123456789' * 200 }}{% endfor %}", "more than"),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""),
             ("{{ raise_exception('no such roles') }}", "no such roles"),
             ("{{ range(1000000000) }}", ""),
             ("{{ messages[0].content.nothing() }}", "nothing"),
-            ("{% include 'other' %}", "other"),
         ];
         for (source, message) in table {
             let error = render(source, chat()).unwrap_err();
             assert!(matches!(error, ChatError::Render(_)), "{source}: {error}");
             assert!(error.to_string().contains(message), "{source}: {error}");
         }
-        assert!(matches!(render("{% if %}", chat()), Err(ChatError::Template(_))));
+        for source in ["{% if %}", "{% include 'other' %}", "{{ f(*x) }}"] {
+            assert!(matches!(render(source, chat()), Err(ChatError::Template(_))), "{source}");
+        }
         let nested = "{% if x %}".repeat(100_000);
         assert!(matches!(render(&nested, chat()), Err(ChatError::Template(_))));
         let brackets = format!("{{{{ {} }}}}", "(".repeat(100_000));
