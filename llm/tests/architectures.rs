@@ -102,7 +102,7 @@ fn slots_give_the_same_logits() {
         let mut slots = Slots::new(&model).unwrap();
         // Other sequences go along, one in front and one behind.
         let (first, rest) = oracle.tokens.split_at(9);
-        let piece = |slot, tokens, rows| Piece { slot, tokens, rows };
+        let piece = |slot, tokens, rows| Piece { slot, tokens, rows, alone: false };
         slots.run(&[piece(0, &rest[..3], 0), piece(1, first, 0)]).unwrap();
         slots.run(&[piece(0, &rest[5..6], 1), piece(1, rest, 1), piece(2, first, 1)]).unwrap();
         let far = distance(slots.logits(1), oracle.logits.last().unwrap());

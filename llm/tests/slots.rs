@@ -57,7 +57,12 @@ fn sequences_do_not_see_each_other() {
         for step in steps {
             let pieces: Vec<Piece<'_>> = step
                 .iter()
-                .map(|&(slot, i, n, rows)| Piece { slot, tokens: &texts[i][done[i]..][..n], rows })
+                .map(|&(slot, i, n, rows)| Piece {
+                    slot,
+                    tokens: &texts[i][done[i]..][..n],
+                    rows,
+                    alone: false,
+                })
                 .collect();
             slots.run(&pieces).unwrap();
             let mut row = 0;
@@ -79,11 +84,11 @@ fn sequences_do_not_see_each_other() {
 fn a_copy_goes_on_as_the_original() {
     let mut slots = Slots::new(&load(&Tiny::llama(FLOATS), 3, 1)).unwrap();
     let tokens = text(4, 12);
-    slots.run(&[Piece { slot: 1, tokens: &tokens, rows: 0 }]).unwrap();
+    slots.run(&[Piece { slot: 1, tokens: &tokens, rows: 0, alone: false }]).unwrap();
     slots.copy(1, 2, 8).unwrap();
     slots.truncate(1, 8);
     assert_eq!((slots.len(0), slots.len(1), slots.len(2)), (0, 8, 8));
-    let next = |slot| Piece { slot, tokens: &tokens[8..], rows: 1 };
+    let next = |slot| Piece { slot, tokens: &tokens[8..], rows: 1, alone: false };
     slots.run(&[next(1), next(2)]).unwrap();
     assert_eq!(slots.logits(0), slots.logits(1));
     assert!(slots.logits(2).is_empty());
@@ -93,7 +98,7 @@ fn a_copy_goes_on_as_the_original() {
 fn wrong_pieces_are_refused() {
     let model = load(&Tiny::llama(FLOATS), 2, 1);
     let mut slots = Slots::new(&model).unwrap();
-    let piece = |slot, tokens, rows| Piece { slot, tokens, rows };
+    let piece = |slot, tokens, rows| Piece { slot, tokens, rows, alone: false };
     let long = [1; 17];
     type Row<'a> = (&'a [Piece<'a>], fn(&EngineError) -> bool);
     let table: [Row; 8] = [
@@ -133,14 +138,19 @@ fn company_changes_no_bit() {
         let run = |chunk: usize, others: usize| -> Vec<Vec<f32>> {
             let mut slots = Slots::new(&model).unwrap();
             for piece in tokens.chunks(chunk) {
-                slots.run(&[Piece { slot: 5, tokens: piece, rows: 1 }]).unwrap();
+                slots.run(&[Piece { slot: 5, tokens: piece, rows: 1, alone: false }]).unwrap();
             }
             let mut out = vec![slots.logits(0).to_vec()];
             for step in 0..3u32 {
                 let own = [40 + step];
-                let mut pieces = vec![Piece { slot: 5, tokens: &own, rows: 1 }];
+                let mut pieces = vec![Piece { slot: 5, tokens: &own, rows: 1, alone: false }];
                 let of_others = (0..12).filter(|&s| s != 5).take(others);
-                pieces.extend(of_others.map(|slot| Piece { slot, tokens: &own, rows: 1 }));
+                pieces.extend(of_others.map(|slot| Piece {
+                    slot,
+                    tokens: &own,
+                    rows: 1,
+                    alone: false,
+                }));
                 pieces.rotate_left(others / 2);
                 let at = pieces.iter().position(|p| p.slot == 5).unwrap();
                 slots.run(&pieces).unwrap();

@@ -12,3 +12,4 @@ pub mod output;
 pub mod progress;
 pub mod report;
 pub mod source;
+pub mod speculate;

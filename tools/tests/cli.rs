@@ -203,3 +203,34 @@ fn shells_get_scripts_and_load_gets_a_table() {
     assert!(rows[1]["tokens_per_second"].as_f64().unwrap() > 0.0);
     refused(&aether(&[&args[..4], &["1,0"]].concat()), &["from 1 to 256"]);
 }
+
+#[test]
+fn drafts_leave_the_text_as_it_is() {
+    let model = model_file();
+    let model = model.to_str().unwrap();
+    let prompt = "one two three four, one two three four, one two";
+    let run = |more: &[&str]| {
+        let args = ["run", "-m", model, "-p", prompt, "-n", "24", "-c", "256", "--seed", "5"];
+        let output = aether(&[&args, more].concat());
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let (_, want, _) = run(&[]);
+    for more in [
+        &["--speculative", "ngram"][..],
+        &["--spec-type", "ngram", "--draft", "5"],
+        &["-md", model, "--draft-max", "6", "--draft-p-min", "0.2"],
+    ] {
+        let (ok, got, notes) = run(more);
+        assert!(ok && got == want, "{more:?}: {got} {notes}");
+        assert!(notes.contains("drafted") && notes.contains("accepted"), "{notes}");
+    }
+    for (more, says) in [
+        (&["--speculative", "draft"][..], "--draft-model"),
+        (&["--draft-tokens", "4"], "--speculative ngram"),
+        (&["--speculative", "ngram", "--draft-tokens", "65"], "65"),
+        (&["-md", "no such model"], "no such model"),
+    ] {
+        let (ok, _, notes) = run(more);
+        assert!(!ok && notes.contains(says), "{more:?}: {notes}");
+    }
+}

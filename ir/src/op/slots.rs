@@ -14,10 +14,12 @@ pub struct Segment {
     pub past: usize,
 }
 
-/// The segments of a call: runs of tokens with the same slot and positions that rise by one. No
-/// slot may come in two of them, so that no order of work matters; every slot must be one of
-/// `slots`, every position below `context`. The first that breaks a rule is an error, and the
-/// last item. Allocates for errors only: kernels use it too.
+/// The segments of a call: runs of tokens with the same slot and positions that rise by one. A slot
+/// may come in several of them, but no two tokens may stand at one place, so that no order of work
+/// matters: all rows are appended before a query looks, and a query sees what stands up to its own
+/// position. So tokens whose positions fall go alone, one segment each. Every slot must be one of
+/// `slots`, every position below `context`. The first that breaks a rule is an error, and the last
+/// item. Allocates for errors only: kernels use it too.
 pub fn segments(
     positions: &[i32],
     slot_ids: &[i32],
@@ -60,10 +62,16 @@ pub fn segments(
                 "{past} past and {tokens} new tokens are more than the context of {context}"
             ));
         }
-        if slot_ids[..start].contains(&slot_ids[start]) {
+        let taken = |i: &usize| {
+            slot_ids[*i] == slot_ids[start]
+                && usize::try_from(positions[*i]).is_ok_and(|p| (past..past + tokens).contains(&p))
+        };
+        if let Some(other) = (0..start).find(taken) {
             next = n;
+            let position = positions[other];
             return bad(format!(
-                "the tokens of slot {slot} do not stand together at rising positions (token {start})"
+                "tokens {other} and {} both stand at position {position} of slot {slot}",
+                start + position as usize - past
             ));
         }
         Some(Ok(Segment { tokens: start..end, slot, past }))
@@ -75,9 +83,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_of_a_slot_stand_together() {
+    fn tokens_of_a_slot_stand_apart_or_in_runs() {
         type Row<'a> = (&'a [i32], &'a [i32], Result<&'a [(usize, usize, usize, usize)], &'a str>);
-        let table: [Row; 9] = [
+        let table: [Row; 11] = [
             (&[], &[], Ok(&[])),
             (&[5], &[1], Ok(&[(0, 1, 1, 5)])),
             (
@@ -85,9 +93,11 @@ mod tests {
                 &[0, 0, 0, 1, 2, 2],
                 Ok(&[(0, 3, 0, 0), (3, 4, 1, 7), (4, 6, 2, 3)]),
             ),
-            (&[0, 0], &[0, 0], Err("slot 0 do not stand together at rising positions (token 1)")),
-            (&[0, 2], &[0, 0], Err("(token 1)")),
-            (&[0, 5, 1], &[0, 1, 0], Err("(token 2)")),
+            (&[2, 1, 0], &[1; 3], Ok(&[(0, 1, 1, 2), (1, 2, 1, 1), (2, 3, 1, 0)])),
+            (&[0, 5, 1], &[0, 1, 0], Ok(&[(0, 1, 0, 0), (1, 2, 1, 5), (2, 3, 0, 1)])),
+            (&[0, 2], &[0, 0], Ok(&[(0, 1, 0, 0), (1, 2, 0, 2)])),
+            (&[0, 0], &[0, 0], Err("tokens 0 and 1 both stand at position 0 of slot 0")),
+            (&[2, 1, 2], &[1; 3], Err("tokens 0 and 2 both stand at position 2 of slot 1")),
             (&[0, 0], &[0, 3], Err("token 1 names slot 3, but there are 3")),
             (&[0, -1], &[0, 1], Err("the position -1 of token 1 is negative")),
             (&[6, 7, 8], &[0, 0, 0], Err("6 past and 3 new tokens are more than the context of 8")),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, State, check_memory};
 
 use super::interface::FIXED;
-use super::{EngineError, Model};
+use super::speculate::{Speculator, Want};
+use super::{EngineError, Model, Speculation};
 use aether_runtime::trace::Trace;
 
 /// A sequence of tokens that grows at its end.
@@ -24,8 +25,13 @@ pub struct Context {
     args: ArgBuffer,
     tokens: AlignedBytes,
     rows: AlignedBytes,
+    /// How many tokens were there; in the form with a slot the position of each new one.
     past: AlignedBytes,
-    n_past: usize,
+    /// In the form with a slot: zeros.
+    slot_ids: AlignedBytes,
+    /// The tokens so far.
+    seen: Vec<u32>,
+    speculator: Option<Speculator>,
 }
 
 pub(super) fn put(bytes: &mut AlignedBytes, values: impl Iterator<Item = u32>) {
@@ -38,12 +44,13 @@ impl Context {
     /// An empty sequence.
     ///
     /// # Errors
-    /// When the model has slots, or the memory cannot be had.
+    /// When the model has several slots, or the memory cannot be had.
     pub fn new(model: &Arc<Model>) -> Result<Context, EngineError> {
         let bounds = &model.interface;
-        if bounds.slots.is_some() {
-            return Err(EngineError::Form { expected: "without slots" });
+        if bounds.slots.is_some_and(|slots| slots > 1) {
+            return Err(EngineError::Form { expected: "without slots, or with one" });
         }
+        let per_token = bounds.slots.map_or(0, |_| bounds.batch * 4);
         let what = format!("the cache for a context of {} tokens", bounds.context);
         check_memory(&what, model.cache_bytes() as u64)?;
         let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
@@ -59,8 +66,10 @@ impl Context {
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
             tokens: AlignedBytes::zeroed(bounds.batch * 4),
             rows: AlignedBytes::zeroed(bounds.rows.min(bounds.batch) * 4),
-            past: AlignedBytes::zeroed(4),
-            n_past: 0,
+            past: AlignedBytes::zeroed(per_token.max(4)),
+            slot_ids: AlignedBytes::zeroed(per_token),
+            seen: Vec::with_capacity(bounds.context),
+            speculator: None,
             model: model.clone(),
         })
     }
@@ -83,6 +92,46 @@ impl Context {
         self.trace.as_ref()
     }
 
+    /// Lets tokens be proposed ahead by [`generate`](super::generate()) from now on: the text is the
+    /// same, with fewer calls of the model.
+    ///
+    /// # Errors
+    /// When the model was loaded without a slot, with fewer rows of logits than a proposal and one
+    /// more, or for a GPU; and when the draft model does not fit it.
+    pub fn speculate(&mut self, speculation: &Speculation) -> Result<(), EngineError> {
+        let bounds = &self.model.interface;
+        if bounds.slots.is_none() {
+            return Err(EngineError::Form { expected: "with one slot" });
+        }
+        let (rows, most) = (bounds.rows.min(bounds.batch), speculation.tokens);
+        if most >= rows {
+            return Err(EngineError::DraftTokens { tokens: most, most: rows.saturating_sub(1) });
+        }
+        self.speculator = Some(Speculator::new(&self.model, speculation)?);
+        Ok(())
+    }
+
+    /// Tokens that may follow those so far and `last`; none when nobody proposes.
+    ///
+    /// # Errors
+    /// When the draft model cannot be run.
+    pub(super) fn propose(
+        &mut self,
+        last: u32,
+        prompt_len: usize,
+        most: usize,
+    ) -> Result<Vec<u32>, EngineError> {
+        let Some(speculator) = &mut self.speculator else { return Ok(Vec::new()) };
+        let room = self.model.interface.context - self.seen.len();
+        let most = most.min(speculator.most()).min(room.saturating_sub(1));
+        self.seen.push(last);
+        let prompt_len = prompt_len.min(self.seen.len() - 1);
+        let want = Want { slot: 0, tokens: &self.seen, prompt_len, most };
+        let drafts = speculator.propose(&[want]);
+        self.seen.pop();
+        Ok(drafts?.into_iter().next().unwrap_or_default())
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
@@ -90,22 +139,22 @@ impl Context {
 
     /// Tokens so far.
     pub fn n_past(&self) -> usize {
-        self.n_past
+        self.seen.len()
     }
 
     /// Tokens that still fit.
     pub fn room(&self) -> usize {
-        self.model.interface.context - self.n_past
+        self.model.interface.context - self.seen.len()
     }
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.n_past = 0;
+        self.seen.clear();
     }
 
     /// Forgets all tokens but the first `n`.
     pub fn truncate(&mut self, n: usize) {
-        self.n_past = self.n_past.min(n);
+        self.seen.truncate(n);
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), EngineError> {
@@ -113,7 +162,7 @@ impl Context {
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocab) {
             return Err(EngineError::Token { token, vocab });
         }
-        let (past, new, context) = (self.n_past, tokens.len(), self.model.interface.context);
+        let (past, new, context) = (self.seen.len(), tokens.len(), self.model.interface.context);
         match new <= self.room() {
             true => Ok(()),
             false if past == 0 => Err(EngineError::PromptTooLong { tokens: new, context }),
@@ -121,22 +170,37 @@ impl Context {
         }
     }
 
-    /// One call of the model. At least one token and one row, at most as many as the bounds.
+    /// One call of the model. At least one token and one row, at most as many as the bounds. With
+    /// `alone` every token takes the road of one that goes alone, which the form without a slot
+    /// cannot do for several.
     fn run(
         &mut self,
         tokens: &[u32],
         rows: impl ExactSizeIterator<Item = u32>,
+        alone: bool,
     ) -> Result<(), EngineError> {
         let (n_tokens, n_rows) = ([tokens.len()], [rows.len()]);
-        put(&mut self.tokens, tokens.iter().copied());
-        put(&mut self.rows, rows);
-        put(&mut self.past, std::iter::once(self.n_past as u32));
+        let (past, n) = (self.seen.len() as u32, tokens.len() as u32);
+        let slotted = self.model.interface.slots.is_some();
+        // Tokens at falling positions are no run: attention takes each of them alone.
+        let at = |i: u32| if alone { n - 1 - i } else { i };
+        put(&mut self.tokens, (0..n).map(|i| tokens[at(i) as usize]));
+        put(&mut self.rows, rows.map(at));
         let mut args = self.args.take();
         args.push(Arg {
             shape: &n_tokens,
             data: ArgData::Read(&self.tokens.as_slice()[..n_tokens[0] * 4]),
         });
-        args.push(Arg { shape: &[], data: ArgData::Read(self.past.as_slice()) });
+        if slotted {
+            put(&mut self.past, (0..n).map(|i| past + at(i)));
+            for values in [&self.past, &self.slot_ids] {
+                let data = ArgData::Read(&values.as_slice()[..n_tokens[0] * 4]);
+                args.push(Arg { shape: &n_tokens, data });
+            }
+        } else {
+            put(&mut self.past, std::iter::once(past));
+            args.push(Arg { shape: &[], data: ArgData::Read(self.past.as_slice()) });
+        }
         args.push(Arg {
             shape: &n_rows,
             data: ArgData::Read(&self.rows.as_slice()[..n_rows[0] * 4]),
@@ -160,7 +224,7 @@ impl Context {
         self.was_single = one && self.single.is_some();
         self.args.restore(args);
         outcome?;
-        self.n_past += tokens.len();
+        self.seen.extend_from_slice(tokens);
         Ok(())
     }
 
@@ -170,7 +234,7 @@ impl Context {
     }
 
     /// Row `i` of the logits of the last call.
-    fn row(&self, i: usize) -> &[f32] {
+    pub(super) fn row(&self, i: usize) -> &[f32] {
         let vocab = self.model.interface.vocab;
         let session = self.single.as_ref().filter(|_| self.was_single).unwrap_or(&self.session);
         let (logits, _) = session.result_f32(0);
@@ -205,7 +269,7 @@ impl Context {
             if !go_on() {
                 return Ok(None);
             }
-            self.run(batch, std::iter::once(batch.len() as u32 - 1))?;
+            self.run(batch, std::iter::once(batch.len() as u32 - 1), false)?;
         }
         Ok(Some(self.row(0)))
     }
@@ -217,8 +281,24 @@ impl Context {
     pub fn decode(&mut self, token: u32) -> Result<&[f32], EngineError> {
         let tokens = [token];
         self.check(&tokens)?;
-        self.run(&tokens, std::iter::once(0))?;
+        self.run(&tokens, std::iter::once(0), false)?;
         Ok(self.row(0))
+    }
+
+    /// Appends one token and the draft that may follow it, each with the bits of a token that goes
+    /// alone; [`Context::row`] then has the logits after each.
+    ///
+    /// # Errors
+    /// As [`Context::decode`], and when there are more than the bounds of a call allow.
+    pub(super) fn decode_drafted(&mut self, token: u32, draft: &[u32]) -> Result<(), EngineError> {
+        let tokens = [&[token], draft].concat();
+        self.check(&tokens)?;
+        let bounds = &self.model.interface;
+        let (n, batch, most_rows) = (tokens.len(), bounds.batch, bounds.rows);
+        if n > batch.min(most_rows) {
+            return Err(EngineError::Batch { tokens: n, rows: n, batch, most_rows });
+        }
+        self.run(&tokens, 0..n as u32, true)
     }
 
     /// Appends tokens and hands out the logits after those at `rows`, which rise.
@@ -252,9 +332,9 @@ impl Context {
             }
             let (now, later) = left.split_at(left.partition_point(|&row| (row as usize) < end));
             if now.is_empty() {
-                self.run(&tokens[start..end], std::iter::once(0))?;
+                self.run(&tokens[start..end], std::iter::once(0), false)?;
             } else {
-                self.run(&tokens[start..end], now.iter().map(|&row| row - start as u32))?;
+                self.run(&tokens[start..end], now.iter().map(|&row| row - start as u32), false)?;
             }
             for (i, &row) in now.iter().enumerate() {
                 each(row, self.row(i));

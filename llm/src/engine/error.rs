@@ -51,6 +51,18 @@ pub enum EngineError {
     Token { token: u32, vocab: usize },
     #[error("row {row} is not wanted in rising order within {tokens} tokens")]
     Row { row: u32, tokens: usize },
+    #[error("{tokens} drafted tokens are wanted; there should be between 1 and {most}")]
+    DraftTokens { tokens: usize, most: usize },
+    #[error("the least probability of drafted tokens is {0}, but should be between 0 and 1")]
+    DraftProbability(f32),
+    #[error(
+        "{draft} cannot draft for {target}: their vocabularies differ ({difference}); take a \
+         smaller model of the same family, or draft from the text itself (ngram)"
+    )]
+    DraftVocab { target: String, draft: String, difference: String },
+    /// Rows have the same bits in any company on the CPU only.
+    #[error("speculative decoding runs on the CPU only; load the model without a GPU")]
+    DraftDevice,
     #[error("a context of {0} tokens is more than the 2^31 - 1 that positions can count")]
     ContextSize(usize),
 }

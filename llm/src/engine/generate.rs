@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::speculate::{DraftLen, Drafted};
 use super::{Context, EngineError};
 use crate::sample::{Sampler, SamplerOptions, TokenLogprob, logprobs};
 
@@ -57,9 +58,11 @@ pub struct Timings {
     /// Tokens of the prompt, and the time until the logits after the last of them.
     pub prefill_tokens: usize,
     pub prefill: Duration,
-    /// Calls of the model for single tokens, and their time with sampling and callback.
+    /// New tokens behind the first, and their time with sampling and callback.
     pub decode_tokens: usize,
     pub decode: Duration,
+    /// What was proposed by speculative decoding ([`Context::speculate`]).
+    pub drafted: Drafted,
 }
 
 fn rate(n: usize, time: Duration) -> f64 {
@@ -108,6 +111,43 @@ fn move_on(
     Ok(())
 }
 
+/// Rows of the last call, of a token and the draft behind it.
+#[derive(Default)]
+struct Ahead {
+    draft: Vec<u32>,
+    /// The row that is looked at: so many tokens of the draft were chosen.
+    row: usize,
+    len: DraftLen,
+}
+
+impl Ahead {
+    /// Goes to the next row, when `token`, which was chosen, is what was drafted.
+    fn take(&mut self, token: u32) -> bool {
+        let right = self.draft.get(self.row) == Some(&token);
+        self.row += usize::from(right);
+        right
+    }
+
+    /// Forgets the rest of the draft, here and in the context.
+    fn settle(&mut self, context: &mut Context, drafted: &mut Drafted) {
+        let (tokens, accepted) = (self.draft.len(), self.row);
+        context.truncate(context.n_past() - (tokens - accepted));
+        if tokens > 0 {
+            drafted.drafts += 1;
+            drafted.tokens += tokens;
+            drafted.accepted += accepted;
+            self.len.learn(tokens, accepted);
+        }
+        self.draft.clear();
+        self.row = 0;
+    }
+
+    /// Looks at the first row of a call with this draft.
+    fn begin(&mut self, draft: Vec<u32>) {
+        self.draft = draft;
+    }
+}
+
 /// Appends `prompt` to the context and continues it. `on_token` is called with each token as it is
 /// chosen, and may end the continuation; the token is kept.
 ///
@@ -138,7 +178,8 @@ pub fn generate_or(
     elsewhere: &mut Elsewhere<'_>,
 ) -> Result<GenOutput, EngineError> {
     // What was in the context before is not known here.
-    let fresh = context.n_past() == 0;
+    let before = context.n_past();
+    let fresh = before == 0;
     let elsewhere: &mut Elsewhere<'_> = if fresh { elsewhere } else { &mut |_| None };
     let mut sampler = Sampler::new(opts.sampler.clone())?;
     prompt.iter().for_each(|&token| sampler.accept(token));
@@ -165,6 +206,7 @@ pub fn generate_or(
     }
     out.timings.prefill_tokens = prompt.len();
     let start = Instant::now();
+    let mut ahead = Ahead::default();
     out.stop = loop {
         if out.tokens.len() == opts.n {
             break StopReason::Length;
@@ -173,19 +215,29 @@ pub fn generate_or(
             if stopped() {
                 break StopReason::Stopped;
             }
-            if context.room() == 0 {
-                break StopReason::Context;
-            }
-            if let Err(lost) = context.decode(last).map(|_| ()) {
-                move_on(context, lost, elsewhere)?;
-                let all = [prompt, &out.tokens].concat();
-                if context.prefill_while(&all, || !stopped())?.is_none() {
-                    break StopReason::Stopped;
+            if !ahead.take(last) {
+                ahead.settle(context, &mut out.timings.drafted);
+                if context.room() == 0 {
+                    break StopReason::Context;
+                }
+                let most = (opts.n - out.tokens.len() - 1).min(ahead.len.get());
+                let draft = context.propose(last, before + prompt.len(), most)?;
+                let step = match draft.is_empty() {
+                    true => context.decode(last).map(|_| ()),
+                    false => context.decode_drafted(last, &draft),
+                };
+                ahead.begin(draft);
+                if let Err(lost) = step {
+                    move_on(context, lost, elsewhere)?;
+                    let all = [prompt, &out.tokens].concat();
+                    if context.prefill_while(&all, || !stopped())?.is_none() {
+                        break StopReason::Stopped;
+                    }
                 }
             }
             out.timings.decode_tokens += 1;
         }
-        let logits = context.logits();
+        let logits = context.row(ahead.row);
         let token = sampler.sample(logits)?;
         if opts.logprobs > 0 {
             out.logprobs.push(logprobs(logits, opts.logprobs)?);
@@ -200,6 +252,7 @@ pub fn generate_or(
             break StopReason::Callback;
         }
     };
+    ahead.settle(context, &mut out.timings.drafted);
     out.timings.decode = start.elapsed();
     Ok(out)
 }

@@ -3,7 +3,7 @@
 //! [`Model`] is what all uses of a file share: module, executable, tokenizer. [`Context`] is one
 //! sequence of tokens with its key and value caches, [`Slots`] are many that go through the model
 //! together. [`generate`] continues a prompt; a [`Service`] continues many at once, for many who
-//! ask.
+//! ask. Both can let a [`Proposer`] guess ahead ([`Context::speculate`], [`Service::speculating`]).
 //!
 //! ```no_run
 //! use aether_llm::engine::{Context, GenOptions, LoadOptions, Model, generate};
@@ -29,6 +29,7 @@ mod scheduler;
 mod sequence;
 mod service;
 mod slots;
+mod speculate;
 mod text;
 
 pub use context::Context;
@@ -39,3 +40,4 @@ pub use request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
 pub use scheduler::{SlotState, SlotWork};
 pub use service::{Service, ServiceOptions, Stats, SubmitError};
 pub use slots::{Piece, Slots};
+pub use speculate::{DRAFT_P_MIN, DRAFT_TOKENS, Drafted, MOST_DRAFT_TOKENS, Proposer, Speculation};

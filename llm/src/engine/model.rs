@@ -92,7 +92,23 @@ impl Model {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Model>, EngineError> {
         let start = Instant::now();
         let gguf = Gguf::open(path)?;
-        Model::ready(gguf, Backing::File, options, start)
+        Model::ready(gguf, Backing::File, options, start, None)
+    }
+
+    /// As [`Model::load`], with the workers of a model that never runs at the same time, such as the
+    /// one that this drafts for. `options.threads` says nothing then.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_beside(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        other: &Model,
+    ) -> Result<Arc<Model>, EngineError> {
+        let start = Instant::now();
+        let gguf = Gguf::open(path)?;
+        let options = LoadOptions { threads: other.pool.threads(), ..options.clone() };
+        Model::ready(gguf, Backing::File, &options, start, Some(other.pool.clone()))
     }
 
     /// As [`Model::load`], for a file that is in memory.
@@ -100,7 +116,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn from_memory(gguf: Gguf, options: &LoadOptions) -> Result<Arc<Model>, EngineError> {
-        Model::ready(gguf, Backing::Memory, options, Instant::now())
+        Model::ready(gguf, Backing::Memory, options, Instant::now(), None)
     }
 
     /// The module that the file gives, under the bounds of `options`; nothing is compiled.
@@ -135,6 +151,7 @@ impl Model {
         backing: Backing,
         options: &LoadOptions,
         start: Instant,
+        pool: Option<Arc<Pool>>,
     ) -> Result<Arc<Model>, EngineError> {
         let ModelIr { module, hparams } = Model::build_ir(&gguf, options)?;
         let module = options.ir.clone().unwrap_or(module);
@@ -174,8 +191,13 @@ impl Model {
                 "cache {i} should be donated on its way to the result"
             )));
         }
-        let pool =
-            Arc::new(Pool::new(executable.threads()).map_err(aether_runtime::RuntimeError::from)?);
+        let pool = match pool.filter(|pool| pool.threads() == executable.threads()) {
+            Some(pool) => pool,
+            None => {
+                let pool = Pool::new(executable.threads());
+                Arc::new(pool.map_err(aether_runtime::RuntimeError::from)?)
+            }
+        };
         let executable = Arc::new(executable);
         let load_time = start.elapsed();
         Ok(Arc::new(Model {

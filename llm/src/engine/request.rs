@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::speculate::Drafted;
 use crate::sample::{Constraint, SamplerOptions, TokenLogprob};
 
 /// A prompt to be continued.
@@ -33,6 +34,9 @@ pub struct Request {
     pub shift: bool,
     /// The prompt's embedding is wanted, and nothing else.
     pub embedding: bool,
+    /// Most tokens that are proposed at once by speculative decoding, when the service does that; 0
+    /// for none.
+    pub draft_tokens: Option<usize>,
     /// Use only what gives the same bits as no reuse: the answer then depends on nothing but the
     /// request. Without it the whole shared beginning is used.
     pub reproducible: bool,
@@ -58,6 +62,7 @@ impl Request {
             slot: None,
             shift: false,
             embedding: false,
+            draft_tokens: None,
             reproducible: false,
             deadline: None,
         }
@@ -135,6 +140,8 @@ pub struct Usage {
     pub slot: usize,
     /// The context was full and its older part forgotten ([`Request::shift`]).
     pub shifted: bool,
+    /// What was proposed by speculative decoding.
+    pub drafted: Drafted,
     /// From the request to its slot.
     pub queued: Duration,
     /// From the slot to the first token.

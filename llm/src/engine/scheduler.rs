@@ -21,7 +21,8 @@ use std::time::Instant;
 use super::request::{Event, Failure, Finish, Usage};
 use super::sequence::{Sequence, Ticket};
 use super::slots::{Piece, Slots};
-use super::{EngineError, Model};
+use super::speculate::{Speculator, Want};
+use super::{EngineError, Model, Speculation};
 
 /// Least tokens of a prompt in a step, when there are more.
 const LEAST_PIECE: usize = 16;
@@ -60,6 +61,7 @@ pub struct SlotWork {
 struct Part {
     /// Index among the running.
     index: usize,
+    /// Pending tokens, and those of the draft.
     tokens: usize,
     rows: usize,
 }
@@ -76,14 +78,25 @@ pub(super) struct Scheduler {
     chunk: usize,
     /// Counts steps.
     turn: u64,
+    speculator: Option<Speculator>,
 }
 
 impl Scheduler {
-    pub fn new(model: &Arc<Model>, chunk: usize) -> Result<Scheduler, EngineError> {
+    pub fn new(
+        model: &Arc<Model>,
+        chunk: usize,
+        speculation: Option<&Speculation>,
+    ) -> Result<Scheduler, EngineError> {
         let slots = Slots::new(model)?;
-        let kept = (0..slots.count()).map(|_| Kept::default()).collect();
-        let chunk = chunk.max(LEAST_PIECE);
-        Ok(Scheduler { slots, kept, running: Vec::new(), waiting: VecDeque::new(), chunk, turn: 0 })
+        Ok(Scheduler {
+            kept: (0..slots.count()).map(|_| Kept::default()).collect(),
+            slots,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            chunk: chunk.max(LEAST_PIECE),
+            turn: 0,
+            speculator: speculation.map(|s| Speculator::new(model, s)).transpose()?,
+        })
     }
 
     pub fn push(&mut self, ticket: Ticket) {
@@ -161,16 +174,19 @@ impl Scheduler {
         self.turn += 1;
         self.sweep(on_end);
         self.admit(on_end);
+        self.draft();
         let parts = self.plan();
         if parts.is_empty() {
             return 0;
         }
+        let texts: Vec<_> =
+            parts.iter().map(|part| self.running[part.index].next_tokens(part.tokens)).collect();
         let pieces: Vec<Piece<'_>> = parts
             .iter()
-            .map(|part| {
+            .zip(&texts)
+            .map(|(part, tokens)| {
                 let s = &self.running[part.index];
-                let tokens = &s.tokens[s.done..s.done + part.tokens];
-                Piece { slot: s.slot, tokens, rows: part.rows }
+                Piece { slot: s.slot, tokens, rows: part.rows, alone: !s.draft.is_empty() }
             })
             .collect();
         if let Err(error) = self.slots.run(&pieces) {
@@ -294,15 +310,59 @@ impl Scheduler {
         Ok((slot, cached))
     }
 
+    /// Gives the requests that are being continued tokens that may follow.
+    fn draft(&mut self) {
+        let Some(speculator) = &mut self.speculator else { return };
+        let model = self.slots.model();
+        let continued = self.running.iter().filter(|s| s.pending() == 1).count();
+        // Every other request has its part of the step, and its row.
+        let others = self.running.len() - continued;
+        let batch = model.batch_len().saturating_sub(if others > 0 { self.chunk } else { 0 });
+        let spare = batch.min(model.max_rows()).saturating_sub(self.running.len());
+        let share = (spare / continued.max(1)).min(speculator.most());
+        let (mut wants, mut indices) = (Vec::new(), Vec::new());
+        for (index, s) in self.running.iter().enumerate() {
+            let room = model.context_len() - s.done;
+            let most = s.draft_most(share, room.saturating_sub(1));
+            if s.pending() == 1 && most > 0 {
+                let prompt_len = s.prompt_len.min(s.tokens.len() - 1);
+                wants.push(Want { slot: s.slot, tokens: &s.tokens, prompt_len, most });
+                indices.push(index);
+            }
+        }
+        if wants.is_empty() {
+            return;
+        }
+        // A panic in there is the draft's affair too: answers do not depend on it.
+        let drafts = panic::catch_unwind(AssertUnwindSafe(|| speculator.propose(&wants)));
+        match drafts {
+            Ok(Ok(drafts)) => {
+                for (index, draft) in indices.into_iter().zip(drafts) {
+                    self.running[index].draft = draft;
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "going on without drafts");
+                self.speculator = None;
+            }
+            Err(payload) => {
+                let failure = Failure::panicked(&*payload);
+                tracing::error!(%failure, "going on without drafts");
+                self.speculator = None;
+            }
+        }
+    }
+
     fn plan(&self) -> Vec<Part> {
         let model = self.slots.model();
         let (mut left, mut rows_left) = (model.batch_len(), model.max_rows());
         let mut parts = Vec::with_capacity(self.running.len());
         for (index, s) in self.running.iter().enumerate() {
-            if s.pending() == 1 && left > 0 && rows_left > 0 {
-                parts.push(Part { index, tokens: 1, rows: 1 });
-                left -= 1;
-                rows_left -= 1;
+            let rows = 1 + s.draft.len();
+            if s.pending() == 1 && left >= rows && rows_left >= rows {
+                parts.push(Part { index, tokens: rows, rows });
+                left -= rows;
+                rows_left -= rows;
             }
         }
         let prompts: Vec<usize> =
@@ -346,26 +406,40 @@ impl Scheduler {
             let s = &mut self.running[part.index];
             let kept = &mut self.kept[s.slot];
             let start = s.done;
-            s.done += part.tokens;
-            s.tell_progress();
-            kept.tokens.extend_from_slice(&s.tokens[start..s.done]);
-            if part.tokens > 1 && kept.in_pieces == start {
-                kept.in_pieces = s.done;
+            let drafted = s.draft.len();
+            if drafted == 0 {
+                s.done += part.tokens;
+                s.tell_progress();
+                kept.tokens.extend_from_slice(&s.tokens[start..s.done]);
+                if part.tokens > 1 && kept.in_pieces == start {
+                    kept.in_pieces = s.done;
+                }
+            } else {
+                s.begin_draft();
             }
-            let room = model.context_len() - s.done;
             let (slots, tokenizer) = (&self.slots, model.tokenizer());
-            let first = s.done - part.rows;
+            let context = model.context_len();
             // A sampler or grammar that panics takes its own request down and no other.
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+                if drafted > 0 {
+                    return take_draft(s, &mut kept.tokens, slots, row, context);
+                }
+                let first = s.done - part.rows;
                 (first..s.done).try_fold(None, |_, at| {
                     let logits = slots.logits(row + at - first);
                     if at + 1 < s.tokens.len() {
                         return s.take_prompt_row(at, logits).map(|()| None);
                     }
-                    s.take_row((logits, slots.hidden(row + at - first)), tokenizer, room)
+                    let hidden = slots.hidden(row + at - first);
+                    s.take_row((logits, hidden), tokenizer, context - s.done)
                 })
             }));
             row += part.rows;
+            if drafted > 0 {
+                s.draft.clear();
+                self.slots.truncate(s.slot, s.done);
+            }
+            let room = context - s.done;
             let outcome = outcome.unwrap_or_else(|payload| Err(Failure::panicked(&*payload)));
             match outcome {
                 Ok(None) if room == 0 => {
@@ -392,4 +466,32 @@ impl Scheduler {
             });
         }
     }
+}
+
+/// Takes in the rows of a request's pending token and its draft, in order, as long as what is chosen
+/// is what was drafted; `row` is the first of them. `kept` are the tokens in the cache that are true.
+fn take_draft(
+    s: &mut Sequence,
+    kept: &mut Vec<u32>,
+    slots: &Slots,
+    row: usize,
+    context: usize,
+) -> Result<Option<Finish>, Failure> {
+    let tokenizer = slots.model().tokenizer();
+    let mut accepted = 0;
+    let outcome = loop {
+        kept.push(s.tokens[s.done]);
+        s.done += 1;
+        let before = s.tokens.len();
+        let at = row + accepted;
+        let outcome = s.take_row((slots.logits(at), slots.hidden(at)), tokenizer, context - s.done);
+        let right =
+            s.draft.get(accepted).is_some_and(|&t| s.tokens.get(before).is_some_and(|&c| c == t));
+        accepted += usize::from(right);
+        if !right || !matches!(outcome, Ok(None)) {
+            break outcome;
+        }
+    };
+    s.end_draft(accepted);
+    outcome
 }

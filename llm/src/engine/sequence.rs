@@ -1,10 +1,12 @@
 //! One request while it is being answered.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
+use super::speculate::{DraftLen, Drafted};
 use super::text::StopText;
 use crate::sample::TokenLogprob;
 use crate::sample::{Candidate, Constraint, SampleError, Sampler, log_sum_exp, logprobs};
@@ -32,6 +34,11 @@ pub(super) struct Sequence {
     shift: bool,
     /// Tokens that were chosen.
     generated: usize,
+    /// What may follow `tokens`, for the next step.
+    pub draft: Vec<u32>,
+    pub draft_len: DraftLen,
+    draft_most: Option<usize>,
+    drafted: Drafted,
     shifted: bool,
     cached: usize,
     max_tokens: usize,
@@ -87,6 +94,10 @@ impl Sequence {
             progress: request.progress,
             shift: request.shift,
             generated: 0,
+            draft: Vec::new(),
+            draft_len: DraftLen::default(),
+            draft_most: request.draft_tokens,
+            drafted: Drafted::default(),
             shifted: false,
             cached,
             max_tokens: request.max_tokens,
@@ -149,6 +160,36 @@ impl Sequence {
         self.max_tokens.saturating_sub(self.generated)
     }
 
+    /// Most tokens of a proposal that are of use, when `most` may be made and `room` fit the context
+    /// behind the pending token. None where nothing is chosen.
+    pub fn draft_most(&self, most: usize, room: usize) -> usize {
+        let most = self.draft_most.map_or(most, |own| own.min(most)).min(self.draft_len.get());
+        // The last token that may be chosen needs no row of its own.
+        most.min(room).min(self.remaining().saturating_sub(1))
+    }
+
+    /// What goes through the model next: pending tokens, and the draft behind the last.
+    pub fn next_tokens(&self, tokens: usize) -> Cow<'_, [u32]> {
+        let pending = &self.tokens[self.done..self.done + tokens - self.draft.len()];
+        match self.draft.is_empty() {
+            true => Cow::Borrowed(pending),
+            false => Cow::Owned([pending, &self.draft].concat()),
+        }
+    }
+
+    /// Notes that a draft goes through the model.
+    pub fn begin_draft(&mut self) {
+        self.drafted.drafts += 1;
+        self.drafted.tokens += self.draft.len();
+    }
+
+    /// Notes that so many tokens of the draft were chosen. It is gone then.
+    pub fn end_draft(&mut self, accepted: usize) {
+        self.draft_len.learn(self.draft.len(), accepted);
+        self.drafted.accepted += accepted;
+        self.draft.clear();
+    }
+
     /// Forgets the older half of a full context, so that the rest goes through the model again; how
     /// many tokens of it stay in the cache. `None` when the answer is to end there.
     pub fn make_room(&mut self, context: usize) -> Option<usize> {
@@ -173,6 +214,7 @@ impl Sequence {
             completion_tokens: self.generated,
             slot: self.slot,
             shifted: self.shifted,
+            drafted: self.drafted,
             queued: self.started - self.since,
             prefill: first - self.started,
             decode: now - first,

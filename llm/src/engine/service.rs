@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::request::{Event, Failure, Request, Usage};
 use super::scheduler::{Scheduler, SlotState};
 use super::sequence::Ticket;
-use super::{EngineError, Model};
+use super::{Drafted, EngineError, Model, Speculation};
 use crate::sample::{SampleError, Sampler};
 
 /// How to serve.
@@ -75,6 +75,8 @@ pub struct Stats {
     /// Calls of the model, and how many slots took part in all of them together.
     pub steps: u64,
     pub busy_slots: u64,
+    /// What was proposed by speculative decoding.
+    pub drafted: Drafted,
     /// Requests that ended, and those among them that failed or were left.
     pub finished: u64,
     pub broken: u64,
@@ -94,6 +96,9 @@ struct Shared {
     steps: AtomicU64,
     busy_slots: AtomicU64,
     slots: Mutex<Vec<SlotState>>,
+    drafts: AtomicUsize,
+    draft_tokens: AtomicUsize,
+    draft_accepted: AtomicUsize,
     finished: AtomicU64,
     broken: AtomicU64,
     draining: AtomicBool,
@@ -102,7 +107,6 @@ struct Shared {
 
 impl Shared {
     fn ended(&self, usage: Option<Usage>) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
         self.finished.fetch_add(1, Ordering::Relaxed);
         match usage {
             None => {
@@ -115,10 +119,16 @@ impl Shared {
                 add(&self.completion_tokens, usage.completion_tokens);
                 add(&self.prefill_us, usage.prefill.as_micros() as usize);
                 add(&self.decode_us, usage.decode.as_micros() as usize);
+                let count = |sum: &AtomicUsize, n: usize| sum.fetch_add(n, Ordering::Relaxed);
+                count(&self.drafts, usage.drafted.drafts);
+                count(&self.draft_tokens, usage.drafted.tokens);
+                count(&self.draft_accepted, usage.drafted.accepted);
                 let tokens = usage.prompt_tokens + usage.completion_tokens;
                 self.longest.fetch_max(tokens, Ordering::Relaxed);
             }
         }
+        // Last, so that who sees it sees the sums too.
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -128,6 +138,7 @@ impl Shared {
 pub struct Service {
     model: Arc<Model>,
     options: ServiceOptions,
+    draft_tokens: usize,
     shared: Arc<Shared>,
     tickets: Option<Sender<Ticket>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -139,7 +150,20 @@ impl Service {
     /// # Errors
     /// When the model was loaded without slots, or memory or the thread cannot be had.
     pub fn start(model: Arc<Model>, options: ServiceOptions) -> Result<Service, EngineError> {
-        let scheduler = Scheduler::new(&model, options.chunk)?;
+        Service::speculating(model, options, None)
+    }
+
+    /// As [`Service::start`], with tokens that are proposed ahead: answers are the same, with fewer
+    /// calls of the model.
+    ///
+    /// # Errors
+    /// As [`Service::start`], when the model runs on a GPU, and when the draft model does not fit.
+    pub fn speculating(
+        model: Arc<Model>,
+        options: ServiceOptions,
+        speculation: Option<&Speculation>,
+    ) -> Result<Service, EngineError> {
+        let scheduler = Scheduler::new(&model, options.chunk, speculation)?;
         let slots = Mutex::new(scheduler.slot_states().collect());
         let shared = Arc::new(Shared { slots, ..Shared::default() });
         let (tickets, inbox) = mpsc::channel();
@@ -149,12 +173,18 @@ impl Service {
             .spawn(move || serve(scheduler, &inbox, &of_thread))
             .map_err(|error| EngineError::Thread(error.to_string()))?;
         let (tickets, thread) = (Some(tickets), Mutex::new(Some(thread)));
-        Ok(Service { model, options, shared, tickets, thread })
+        let draft_tokens = speculation.map_or(0, |s| s.tokens);
+        Ok(Service { model, options, draft_tokens, shared, tickets, thread })
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Most tokens that are proposed at once by speculative decoding; 0 when it is off.
+    pub fn draft_tokens(&self) -> usize {
+        self.draft_tokens
     }
 
     /// Asks for an answer. Dropping the receiver ends it before its next token.
@@ -243,6 +273,11 @@ impl Service {
             longest: shared.longest.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),
             busy_slots: shared.busy_slots.load(Ordering::Relaxed),
+            drafted: Drafted {
+                drafts: shared.drafts.load(Ordering::Relaxed),
+                tokens: shared.draft_tokens.load(Ordering::Relaxed),
+                accepted: shared.draft_accepted.load(Ordering::Relaxed),
+            },
             finished: shared.finished.load(Ordering::Relaxed),
             broken: shared.broken.load(Ordering::Relaxed),
         }

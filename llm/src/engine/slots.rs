@@ -17,6 +17,9 @@ pub struct Piece<'a> {
     pub tokens: &'a [u32],
     /// For how many of the tokens, the last ones, logits are wanted.
     pub rows: usize,
+    /// Every token takes the road of one that goes alone: its logits have the bits that a call of
+    /// its own would give.
+    pub alone: bool,
 }
 
 /// The caches of all slots, and the memory of calls.
@@ -150,19 +153,26 @@ impl Slots {
     /// sequence has grown.
     pub fn run(&mut self, pieces: &[Piece<'_>]) -> Result<(), EngineError> {
         let (n_tokens, n_rows) = self.check(pieces)?;
-        put(&mut self.tokens, pieces.iter().flat_map(|p| p.tokens.iter().copied()));
+        // Tokens at falling positions are no run: attention takes each of them alone.
+        let order = |p: &Piece<'_>| {
+            let (n, alone) = (p.tokens.len(), p.alone);
+            (0..n).map(move |i| if alone { n - 1 - i } else { i })
+        };
+        put(&mut self.tokens, pieces.iter().flat_map(|p| order(p).map(|i| p.tokens[i])));
         let lens = &self.lens;
         let positions = pieces.iter().flat_map(|p| {
-            let past = lens[p.slot] as u32;
-            (0..p.tokens.len() as u32).map(move |i| past + i)
+            let past = lens[p.slot];
+            order(p).map(move |i| (past + i) as u32)
         });
         put(&mut self.positions, positions);
         let ids = pieces.iter().flat_map(|p| std::iter::repeat_n(p.slot as u32, p.tokens.len()));
         put(&mut self.slot_ids, ids);
         let mut end = 0;
         let rows = pieces.iter().flat_map(|p| {
-            end += p.tokens.len() as u32;
-            end - p.rows as u32..end
+            let (n, alone) = (p.tokens.len(), p.alone);
+            let start = end;
+            end += n;
+            (n - p.rows..n).map(move |i| (start + if alone { n - 1 - i } else { i }) as u32)
         });
         // The model gives one row at least.
         put(&mut self.rows, rows.chain((n_rows == 0).then_some(0)));

@@ -124,6 +124,16 @@ impl Metrics {
                 stats.cached_tokens,
             ),
             ("aether_completion_tokens_total", "Tokens of answers.", stats.completion_tokens),
+            (
+                "aether_draft_tokens_total",
+                "Tokens proposed by speculative decoding.",
+                stats.drafted.tokens as u64,
+            ),
+            (
+                "aether_draft_accepted_tokens_total",
+                "Proposed tokens that were chosen.",
+                stats.drafted.accepted as u64,
+            ),
             ("aether_steps_total", "Calls of the model.", stats.steps),
             ("aether_requests_total", "Requests that ended.", stats.finished),
             ("aether_requests_broken_total", "Requests that failed or were left.", stats.broken),
@@ -171,8 +181,7 @@ fn of_llama_cpp(o: &mut String, stats: &Stats) {
         false => n as f64 / time.as_secs_f64(),
     };
     let fresh = stats.prompt_tokens - stats.cached_tokens;
-    // Nothing is drafted.
-    let drafted = 0.0;
+    let drafted = stats.drafted;
     let all: [(&str, &str, &str, f64); 15] = [
         ("prompt_tokens_total", "counter", "Tokens of prompts that were computed.", fresh as f64),
         (
@@ -191,9 +200,14 @@ fn of_llama_cpp(o: &mut String, stats: &Stats) {
         ),
         ("n_decode_total", "counter", "Calls of the model.", stats.steps as f64),
         ("n_tokens_max", "counter", "Most tokens of a prompt and answer.", stats.longest as f64),
-        ("spec_decode_num_draft_tokens_total", "counter", "Tokens drafted.", drafted),
-        ("spec_decode_num_accepted_tokens_total", "counter", "Drafted tokens taken.", drafted),
-        ("spec_decode_num_drafts_total", "counter", "Drafts.", drafted),
+        ("spec_decode_num_draft_tokens_total", "counter", "Tokens drafted.", drafted.tokens as f64),
+        (
+            "spec_decode_num_accepted_tokens_total",
+            "counter",
+            "Drafted tokens taken.",
+            drafted.accepted as f64,
+        ),
+        ("spec_decode_num_drafts_total", "counter", "Drafts.", drafted.drafts as f64),
         (
             "prompt_tokens_seconds",
             "gauge",

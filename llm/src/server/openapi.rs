@@ -73,7 +73,7 @@ const SAMPLING: [Field; 28] = [
 ];
 
 /// What OpenAI's and llama.cpp's calls for text share beside.
-const COMMON: [Field; 15] = [
+const COMMON: [Field; 16] = [
     ("model", Text, "any name: the model that is served answers"),
     ("user", Text, "says who asks; changes nothing"),
     ("stream", Flag, "the answer comes as server-sent events"),
@@ -86,9 +86,18 @@ const COMMON: [Field; 15] = [
     ("cache_prompt", Flag, "false computes the prompt anew"),
     ("id_slot", Integer, "the slot to use; -1 for any"),
     ("return_progress", Flag, "events say how far the prompt is"),
-    ("timings_per_token", Flag, "every event has timings"),
+    (
+        "timings_per_token",
+        Flag,
+        "every event has timings; draft_n and draft_n_accepted among them when tokens were drafted",
+    ),
     ("verbose", Flag, "the answer tells its prompt and settings"),
     ("n_cmpl", Integer, "how many answers"),
+    (
+        "speculative.n_max",
+        Integer,
+        "most tokens drafted at once, where the server drafts; 0 for none",
+    ),
 ];
 
 /// What a chat template is given.

@@ -6,7 +6,7 @@ use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{self, Sampling};
-use crate::engine::Request;
+use crate::engine::{MOST_DRAFT_TOKENS, Request};
 use crate::sample::MirostatVersion;
 use crate::tokenizer::Tokenizer;
 
@@ -36,6 +36,8 @@ pub(super) struct Common {
     slot: Option<usize>,
     /// llama.cpp's `return_progress`.
     progress: bool,
+    /// llama.cpp's `speculative.n_max`.
+    draft_tokens: Option<usize>,
 }
 
 /// The texts of control tokens would end an answer again and again.
@@ -94,6 +96,7 @@ impl Common {
             cache_prompt: fields.take("cache_prompt")?.unwrap_or(true),
             slot: slot.and_then(|slot| usize::try_from(slot).ok()),
             progress: fields.take("return_progress")?.unwrap_or(false),
+            draft_tokens: fields.number("speculative.n_max", 0, MOST_DRAFT_TOKENS)?,
         })
     }
 
@@ -109,6 +112,7 @@ impl Common {
             ignore_eos: self.ignore_eos,
             slot: self.slot,
             progress: self.progress,
+            draft_tokens: self.draft_tokens,
             shift: app.options.context_shift,
             reproducible: self.sampling.seeded || !self.cache_prompt,
             deadline: app.deadline(),
@@ -158,6 +162,7 @@ impl Common {
             "stop": self.stop,
             "ignore_eos": self.ignore_eos,
             "stream": self.stream,
+            "speculative.n_max": self.draft_tokens.unwrap_or(app.service.draft_tokens()),
         })
     }
 

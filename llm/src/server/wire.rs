@@ -58,7 +58,7 @@ fn timings_of(usage: &Usage, prompt: usize) -> Value {
     };
     // The first token comes with the prompt.
     let steps = usage.completion_tokens.saturating_sub(1);
-    json!({
+    let mut timings = json!({
         "queue_ms": ms(usage.queued),
         "cache_n": usage.cached_tokens,
         "prompt_n": prompt,
@@ -69,7 +69,12 @@ fn timings_of(usage: &Usage, prompt: usize) -> Value {
         "predicted_ms": ms(usage.decode),
         "predicted_per_token_ms": if steps > 0 { ms(usage.decode) / steps as f64 } else { 0.0 },
         "predicted_per_second": per_second(steps, usage.decode),
-    })
+    });
+    if usage.drafted.drafts > 0 {
+        timings["draft_n"] = usage.drafted.tokens.into();
+        timings["draft_n_accepted"] = usage.drafted.accepted.into();
+    }
+    timings
 }
 
 /// llama.cpp's `prompt_progress` and `timings` of a prompt that is being read.

@@ -1,5 +1,6 @@
 //! What people know from llama.cpp's server.
 
+use aether_llm::engine::{Proposer, Speculation};
 use aether_llm::server::ServerOptions;
 use serde_json::{Value, json};
 
@@ -162,4 +163,49 @@ fn the_server_tells_how_it_is_set_up() {
     for path in ["/slots", "/metrics"] {
         assert_eq!(closed.send("GET", path, "", b"").0, 501);
     }
+}
+
+#[test]
+fn drafts_change_no_answer_and_are_counted() {
+    let ngram = Speculation { tokens: 5, proposer: Proposer::Ngram };
+    let options = || ServerOptions { max_tokens: 64, ..ServerOptions::default() };
+    let server = Server::drafting(options(), 8, Some(&ngram));
+    let plain = Server::plain();
+    let body = json!({
+        "prompt": "abcabcabcabc", "n_predict": 40, "temperature": 0.0, "seed": 1,
+        "ignore_eos": true,
+    });
+    let ask = |server: &Server, body: &Value| {
+        let (status, answer) = server.post("/completion", body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let (drafted, want) = (ask(&server, &body), ask(&plain, &body));
+    assert_eq!(drafted["content"], want["content"]);
+    let count = |answer: &Value, name: &str| answer["timings"][name].as_u64();
+    let (all, taken) = (count(&drafted, "draft_n"), count(&drafted, "draft_n_accepted"));
+    assert!(taken > Some(0) && taken <= all, "{drafted}");
+    assert_eq!((count(&want, "draft_n"), count(&want, "draft_n_accepted")), (None, None));
+    assert_eq!(drafted["generation_settings"]["speculative.n_max"], 5);
+    assert_eq!(want["generation_settings"]["speculative.n_max"], 0);
+
+    let (_, metrics) = server.send("GET", "/metrics", "", b"");
+    for (name, n) in [
+        ("aether_draft_tokens_total", all),
+        ("aether_draft_accepted_tokens_total", taken),
+        ("llamacpp:spec_decode_num_draft_tokens_total", all),
+        ("llamacpp:spec_decode_num_accepted_tokens_total", taken),
+    ] {
+        let line = format!("\n{name} {}\n", n.unwrap());
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+
+    let mut none = body.clone();
+    none["speculative.n_max"] = 0.into();
+    let none = ask(&server, &none);
+    assert_eq!((&none["content"], count(&none, "draft_n")), (&want["content"], None));
+    let mut many = body.clone();
+    many["speculative.n_max"] = 1000.into();
+    let (status, refused) = server.post("/completion", &many);
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("speculative.n_max")));
 }

@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions};
+use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions, Speculation};
 use aether_llm::server::{App, ListenOptions, Rates, ServerOptions, serve};
 use serde_json::{Value, json};
 use tiny::{FLOATS, Tiny};
@@ -29,10 +29,15 @@ struct Server {
 
 impl Server {
     fn start(options: ServerOptions, queue: usize) -> Server {
+        Server::drafting(options, queue, None)
+    }
+
+    fn drafting(options: ServerOptions, queue: usize, how: Option<&Speculation>) -> Server {
         let load =
             LoadOptions { batch: 32, rows: 16, slots: 2, threads: 1, ..LoadOptions::default() };
         let model = Model::from_memory(Tiny::llama(FLOATS).gguf(), &load).unwrap();
-        let service = Service::start(model, ServiceOptions { queue, chunk: 16 }).unwrap();
+        let chunks = ServiceOptions { queue, chunk: 16 };
+        let service = Service::speculating(model, chunks, how).unwrap();
         let app = App::new(service, options).unwrap();
         let (end, ended) = oneshot::channel();
         let (tell, told) = mpsc::channel();

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use aether_tools::cmd::serve;
-use aether_tools::exit;
+use aether_tools::{exit, speculate};
 use clap::Parser;
 
 /// Serve a model over HTTP, with OpenAI's API
@@ -15,7 +15,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(speculate::command_line());
     exit::start_tracing();
     exit::report(serve::run(&cli.serve).map(|()| ExitCode::SUCCESS))
 }

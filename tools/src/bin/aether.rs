@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use aether_tools::cmd::{
     bench, chat, completions, inspect, models, perplexity, pull, run, serve, tokenize,
 };
-use aether_tools::exit;
+use aether_tools::{exit, speculate};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Run language models: every model is an IR module that is compiled for this machine
@@ -31,7 +31,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(speculate::command_line());
     exit::start_tracing();
     let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     exit::report(match &cli.command {

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::output;
 use crate::source::{ModelArg, read_file};
+use crate::speculate::SpeculateArgs;
 
 /// Talk with a model
 #[derive(Debug, Args)]
@@ -45,6 +46,8 @@ pub struct ChatArgs {
     /// A file with a Jinja chat template in place of the model's
     #[arg(long, value_name = "FILE")]
     pub chat_template_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub speculate: SpeculateArgs,
 }
 
 const HELP: &str = "\
@@ -106,10 +109,12 @@ struct Chat {
 /// # Errors
 /// When the model cannot be loaded, or the output is closed.
 pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
+    let drafted_rows = args.speculate.rows()?;
     let options = LoadOptions {
         context: args.context,
         threads: args.threads,
-        rows: 1,
+        rows: drafted_rows.unwrap_or(1),
+        slots: drafted_rows.map_or(0, |_| 1),
         ..LoadOptions::default()
     };
     let model = Model::load(args.model.path()?, &options)?;
@@ -130,9 +135,13 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     })
     .context("cannot listen for Ctrl-C")?;
     let seed = args.seed.unwrap_or_else(super::run::clock_seed);
+    let mut context = Context::new(&model)?;
+    if let Some(speculation) = args.speculate.load(&model)? {
+        context.speculate(&speculation)?;
+    }
     let mut chat = Chat {
         template: Template::for_model(&model, given.as_deref())?,
-        context: Context::new(&model)?,
+        context,
         messages: Vec::new(),
         seen: Vec::new(),
         options: GenOptions {

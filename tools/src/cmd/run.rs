@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::device::DeviceArgs;
 use crate::source::{ModelArg, read_file};
+use crate::speculate::SpeculateArgs;
 use crate::{ir_file, output};
 
 /// Exit code after Ctrl-C, as shells expect it.
@@ -48,6 +49,8 @@ pub struct RunArgs {
     pub threads: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub speculate: SpeculateArgs,
     /// Temperature; 0 takes the most probable token
     #[arg(long = "temp", value_name = "T", default_value_t = 0.8)]
     pub temperature: f32,
@@ -95,12 +98,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("give a text with -p, a file with -f, or ids with --prompt-ids"),
     };
     let ir = args.ir.as_deref().map(ir_file::read).transpose()?;
+    let drafted_rows = args.speculate.rows()?;
     let options = LoadOptions {
         context: args.context,
         threads: args.threads,
         gpu: args.device.open()?,
         placement: args.device.placement(),
-        rows: 1,
+        rows: drafted_rows.unwrap_or(1),
+        slots: drafted_rows.map_or(0, |_| 1),
         pipeline: args.pipeline.clone(),
         ir,
         ..LoadOptions::default()
@@ -140,6 +145,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         stop: Some(stop),
     };
     let mut context = Context::new(&model)?;
+    if let Some(speculation) = args.speculate.load(&model)? {
+        context.speculate(&speculation)?;
+    }
     let mut stream = Utf8Stream::new();
     let mut failed = Ok(());
     let mut on_token = |token| {
@@ -199,6 +207,10 @@ fn object(model: &Model, prompt: &[u32], out: &GenOutput) -> Value {
             "predicted_per_second": t.decode_per_second(),
         },
     });
+    if t.drafted.drafts > 0 {
+        object["timings"]["draft_n"] = json!(t.drafted.tokens);
+        object["timings"]["draft_n_accepted"] = json!(t.drafted.accepted);
+    }
     if !out.logprobs.is_empty() {
         let steps: Vec<Vec<Value>> = out
             .logprobs
@@ -230,6 +242,12 @@ fn summary(out: &GenOutput) {
         out.tokens.len(),
         t.decode_per_second()
     ));
+    if t.drafted.drafts > 0 {
+        output::note(&format!(
+            "drafted {} tokens, {} of them accepted",
+            t.drafted.tokens, t.drafted.accepted
+        ));
+    }
     if out.stop == StopReason::Context {
         output::note("the context is full; -c gives it more room");
     }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::output;
 use crate::source::{ModelArg, read_file};
+use crate::speculate::SpeculateArgs;
 
 /// Serve a model over HTTP, with OpenAI's API
 #[derive(Debug, Args)]
@@ -127,6 +128,8 @@ pub struct ServeArgs {
     /// Seed of requests that name none; another every time when absent
     #[arg(long)]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub speculate: SpeculateArgs,
 }
 
 /// Whether a model should think first.
@@ -211,15 +214,16 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let load = LoadOptions {
         context: args.context,
         slots,
-        // Room for prompts' log-probabilities beside one row of every request.
-        rows: slots + 32,
+        // Room for prompts' log-probabilities beside the rows of every request.
+        rows: slots * args.speculate.rows()?.unwrap_or(1) + 32,
         batch: args.batch as usize,
         threads: args.threads,
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &load)?;
     let service = ServiceOptions { queue: args.queue, chunk: args.prefill_chunk };
-    let service = Service::start(model, service)?;
+    let speculation = args.speculate.load(&model)?;
+    let service = Service::speculating(model, service, speculation.as_ref())?;
     let app = App::new(service, options)?;
     // The engine has threads of its own: one is enough for the rest.
     let runtime = tokio::runtime::Builder::new_current_thread()
