@@ -5,11 +5,15 @@ use std::sync::Arc;
 use aether_ir::load::{self, LoadError};
 use aether_ir::tensor::Bytes;
 use aether_ir::{ConstSource, Func, Layout, Module, Op, TensorType, ValueId};
+use rayon::prelude::*;
 
 use crate::error::CompileError;
 
-/// Bytes that are packed at once, about.
+/// Bytes that a thread packs at once, about.
 const PIECE: usize = 256 << 10;
+
+/// Threads that pack a constant at most: with more the device waits for memory anyway.
+const WORKERS: usize = 16;
 
 /// Where a constant's bytes come from.
 #[derive(Clone, Debug)]
@@ -51,7 +55,8 @@ impl Constant {
     }
 
     /// Hands out the bytes of the buffer, in pieces of some whole words that follow each other: the
-    /// offset and the bytes of each. Of a constant in planes a few rows are packed at a time.
+    /// offset and the bytes of each. Of a constant in planes some rows are packed at a time, by all
+    /// threads.
     ///
     /// # Errors
     /// When `raw` does not fit the type, or `each` fails.
@@ -74,10 +79,15 @@ impl Constant {
             let (row, packed) =
                 crate::planes::row_sizes(dtype, k).map_err(|e| wrong(e.to_string()))?;
             let rows = (PIECE / packed).max(1);
-            let mut out = vec![0; rows.min(raw.len() / row) * packed];
-            for raw in raw.chunks(rows * row) {
+            // One piece for each worker at a time; together they are one piece for who takes them.
+            let together = rows * rayon::current_num_threads().clamp(1, WORKERS);
+            let mut out = vec![0; together.min(raw.len() / row) * packed];
+            for raw in raw.chunks(together * row) {
                 let out = &mut out[..raw.len() / row * packed];
-                crate::planes::pack_rows(dtype, k, raw, out).map_err(|e| wrong(e.to_string()))?;
+                let parts = raw.par_chunks(rows * row).zip(out.par_chunks_mut(rows * packed));
+                parts
+                    .try_for_each(|(raw, out)| crate::planes::pack_rows(dtype, k, raw, out))
+                    .map_err(|e| wrong(e.to_string()))?;
                 put(out)?;
             }
             return Ok(());

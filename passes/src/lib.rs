@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod autodiff;
+pub mod balance;
 pub mod cost;
 pub mod cse;
 pub mod dce;

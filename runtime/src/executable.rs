@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use aether_codegen_cpu::{CompileOptions, CpuTarget, Isa, Program};
-use aether_codegen_wgsl::GpuTarget;
+use aether_codegen_wgsl::{GpuProgram, GpuTarget};
 use aether_ir::plan::MemoryPlan;
 use aether_ir::target::Target;
 use aether_ir::{Module, TensorType};
@@ -255,25 +255,70 @@ impl Prepared {
                     Code::Cpu { program: Box::new(program), threads, isa }
                 })
             }
-            Machine::Gpu(gpu) => {
-                let adapter = gpu.adapter();
-                aether_codegen_wgsl::compile(&module, &plan, &entry, files, adapter)
-                    .map_err(RuntimeError::from)
-                    .and_then(|program| {
-                        tracing::debug!(
-                            dispatches = program.steps.len(),
-                            shaders = program.shaders.len(),
-                            frame = program.frame_bytes,
-                            "compiled for the GPU"
-                        );
-                        GpuExecutable::load(gpu, program, &module, files, weights)
-                    })
-                    .map(|program| Code::Gpu(Arc::new(program)))
-            }
+            Machine::Gpu(gpu) => gpu_program(&gpu, &module, &plan, &entry, files)
+                .and_then(|program| GpuExecutable::load(gpu, program, &module, files, weights))
+                .map(|program| Code::Gpu(Arc::new(program))),
         };
         files.loaded();
         Ok(Executable { module, plan, code: code?, entry, reports })
     }
+}
+
+/// Compiles a module for a GPU.
+fn gpu_program(
+    gpu: &Gpu,
+    module: &Module,
+    plan: &MemoryPlan,
+    entry: &str,
+    files: &Files,
+) -> Result<GpuProgram, RuntimeError> {
+    let program = aether_codegen_wgsl::compile(module, plan, entry, files, gpu.adapter())?;
+    tracing::debug!(
+        dispatches = program.steps.len(),
+        shaders = program.shaders.len(),
+        frame = program.frame_bytes,
+        "compiled for the GPU"
+    );
+    Ok(program)
+}
+
+/// As [`Prepared::load_sharing`] for parts that run one after another; those on a GPU share its
+/// memory by one plan.
+///
+/// # Errors
+/// As [`Prepared::load`], with the place of the part.
+pub(crate) fn load_parts(
+    parts: Vec<Prepared>,
+    files: &Files,
+    weights: &Weights,
+) -> Result<Vec<Executable>, (usize, RuntimeError)> {
+    let (mut places, mut programs, mut gpu) = (Vec::new(), Vec::new(), None);
+    for (at, part) in parts.iter().enumerate() {
+        let Prepared { module, plan, entry, machine, .. } = part;
+        if let Machine::Gpu(of_part) = machine {
+            let program = gpu_program(of_part, module, plan, entry, files).map_err(|e| (at, e))?;
+            programs.push((program, module));
+            places.push(at);
+            gpu = Some(of_part);
+        }
+    }
+    let loaded = match gpu {
+        Some(gpu) => GpuExecutable::load_all(gpu, programs, files, weights),
+        None => Ok(Vec::new()),
+    };
+    let mut loaded = loaded.map_err(|(k, e)| (places[k], e))?.into_iter();
+    let mut all = Vec::with_capacity(parts.len());
+    for (at, part) in parts.into_iter().enumerate() {
+        let on_gpu = matches!(part.machine, Machine::Gpu(_));
+        all.push(match loaded.by_ref().take(usize::from(on_gpu)).next() {
+            Some(program) => {
+                let Prepared { module, plan, entry, reports, .. } = part;
+                Executable { module, plan, code: Code::Gpu(Arc::new(program)), entry, reports }
+            }
+            None => part.load_sharing(files, weights).map_err(|e| (at, e))?,
+        });
+    }
+    Ok(all)
 }
 
 /// What a module became.

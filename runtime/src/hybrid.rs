@@ -12,13 +12,16 @@ mod run;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aether_codegen_wgsl::CompileError;
+use aether_codegen_wgsl::{CompileError, GpuTarget};
 use aether_ir::{Func, Module, Op, Symbol, SymbolRange, TensorType, ValueId};
+use aether_passes::PassCtx;
+use aether_passes::balance::{self, Link, Machines};
 use aether_passes::place::{self, Device};
 use indexmap::IndexMap;
 
 pub(crate) use run::HybridSession;
 
+use crate::executable::load_parts;
 use crate::gpu::{Gpu, Weights};
 use crate::{Executable, Files, Options, Prepared, RuntimeError};
 
@@ -30,6 +33,8 @@ pub enum Placement {
     Whole,
     /// All that it has kernels for.
     Supported,
+    /// Of these what is worth it by an estimate of times ([`aether_passes::balance`]).
+    Balanced,
     /// Of these the last so many calls, and what follows them when there are fewer calls.
     LastCalls(usize),
     /// These, by instruction.
@@ -53,7 +58,9 @@ pub(crate) fn devices(
     let mut devices = match &opts.placement {
         Placement::Fixed(devices) => return Ok(devices.to_vec()),
         Placement::LastCalls(n) => place::last_calls(func, *n),
-        Placement::Whole | Placement::Supported => vec![Device::Gpu; func.body.len()],
+        Placement::Whole | Placement::Supported | Placement::Balanced => {
+            vec![Device::Gpu; func.body.len()]
+        }
     };
     let on_device = place::on_device(func);
     let mut probe = Probe { module, func, files, opts, gpu, known: HashMap::new() };
@@ -62,7 +69,32 @@ pub(crate) fn devices(
             devices[i] = Device::Cpu;
         }
     }
+    if opts.placement == Placement::Balanced {
+        return balanced(module, func, opts, gpu, &devices);
+    }
     Ok(devices)
+}
+
+/// The placement that takes the least time, as far as that can be estimated.
+fn balanced(
+    module: &Module,
+    func: &Func,
+    opts: &Options,
+    gpu: &Gpu,
+    supported: &[Device],
+) -> Result<Vec<Device>, RuntimeError> {
+    let (cpu, adapter) = (opts.cpu()?, gpu.adapter());
+    let target = GpuTarget { adapter };
+    // An eighth for what runs need beside weights and states.
+    let room = gpu.registry().limit().map(|limit| limit - limit / 8);
+    let machines =
+        Machines { cpu: &PassCtx::new(&cpu), gpu: &PassCtx::new(&target), link: Link::PCIE, room };
+    let runs: Vec<bool> = supported.iter().map(|&d| d == Device::Gpu).collect();
+    let mut candidates = balance::candidates(module, func, &runs, &machines).into_iter();
+    let Some(best) = candidates.next() else { return Ok(supported.to_vec()) };
+    tracing::info!("placed: {best}");
+    candidates.for_each(|other| tracing::debug!("not placed: {other}"));
+    Ok(best.devices)
 }
 
 /// The only device that is needed; `None` when it takes two.
@@ -182,19 +214,31 @@ impl Parts {
         weights: &Weights,
         beside: Option<&Hybrid>,
     ) -> Result<Hybrid, RuntimeError> {
-        let beside = beside.filter(|other| other.devices == self.devices);
-        let mut parts = Vec::with_capacity(self.parts.len());
+        // More at its end for the GPU leaves the parts of the CPU as they are.
+        let beside = beside.filter(|other| {
+            let more = self.devices.strip_prefix(&*other.devices);
+            more.is_some_and(|more| more.iter().all(|&device| device == Device::Gpu))
+        });
+        let (mut parts, mut others) = (Vec::with_capacity(self.parts.len()), Vec::new());
         for (k, (name, device, prepared)) in self.parts.into_iter().enumerate() {
             let known = beside.and_then(|other| other.parts.get(k));
-            let executable = match known.filter(|part| part.device == Device::Cpu) {
-                Some(part) => part.executable.clone(),
-                None => {
-                    let loaded = prepared.load_sharing(files, weights);
-                    Arc::new(loaded.map_err(|e| in_part(&name, e))?)
-                }
-            };
-            parts.push(Part { name, device, executable, args: Vec::new(), kept: Vec::new() });
+            let known = known.filter(|part| part.device == Device::Cpu);
+            let executable = known.map(|part| part.executable.clone());
+            if executable.is_none() {
+                others.push(prepared);
+            }
+            parts.push((name, device, executable));
         }
+        let missing = parts.iter().filter(|(.., known)| known.is_none());
+        let names: Vec<Arc<str>> = missing.map(|(name, ..)| name.clone()).collect();
+        let loaded = load_parts(others, files, weights).map_err(|(k, e)| in_part(&names[k], e))?;
+        let mut loaded = loaded.into_iter().map(Arc::new);
+        let parts = parts.into_iter().filter_map(|(name, device, known)| {
+            // One was loaded for each that was missing.
+            let executable = known.or_else(|| loaded.next())?;
+            Some(Part { name, device, executable, args: Vec::new(), kept: Vec::new() })
+        });
+        let parts = parts.collect();
         Ok(Wiring::new(entry).wire(entry, symbols, self.devices, parts))
     }
 }

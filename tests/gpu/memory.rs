@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aether_ir::DType;
+use aether_ir::{DType, Op};
 use aether_llm::engine::{Context, LoadOptions, Model};
-use aether_runtime::Placement;
 use aether_runtime::gpu::{Gpu, GpuOptions};
+use aether_runtime::{Device, Placement};
 
 use super::tiny::Tiny;
 
@@ -39,6 +39,12 @@ fn load(gpu: &Arc<Gpu>, placement: Placement) -> Result<Arc<Model>, String> {
 fn sizes(model: &Model) -> (u64, u64) {
     let gpu = model.executable().gpu().unwrap();
     (gpu.constant_bytes(), gpu.session_bytes())
+}
+
+/// The limit that would do, as an error says it.
+fn needed(error: &str) -> u64 {
+    let mut numbers = error.split(' ').filter_map(|word| word.trim_end_matches(';').parse().ok());
+    numbers.next_back().unwrap_or_else(|| panic!("{error}"))
 }
 
 /// Greedy tokens after a prompt that is longer than a batch.
@@ -95,6 +101,74 @@ fn half_of_the_layers_in_half_of_the_memory() {
     assert!(stats.peak <= limit && stats.streamed > 0, "{stats:?}");
 }
 
+/// Every second layer on the CPU: the parts on the GPU share its memory by one plan. In steps of one
+/// size nothing is evicted, and what passes through is the same in each.
+#[test]
+fn parts_do_not_evict_one_another() {
+    let gpu = open(None);
+    let whole = load(&gpu, Placement::Whole).unwrap();
+    let body = &whole.module().funcs["main"].body;
+    let mut layers = 0;
+    let devices = body.iter().map(|inst| {
+        layers += usize::from(inst.op == Op::Call);
+        if layers.is_multiple_of(2) { Device::Gpu } else { Device::Cpu }
+    });
+    let split = Placement::Fixed(devices.collect());
+    let gpu = open(None);
+    let model = load(&gpu, split.clone()).unwrap();
+    let parts = model.executable().parts();
+    let parts: Vec<_> = parts.iter().filter_map(|part| part.gpu()).collect();
+    assert_eq!(parts.len(), 4);
+    let weights: u64 = parts.iter().map(|part| part.constant_bytes()).sum();
+    let sessions: u64 = parts.iter().map(|part| part.session_bytes()).sum();
+    let mut context = Context::new(&model).unwrap();
+    let want = text(&mut context, 0, 12);
+    let runs = |context: &mut Context, gpu: &Gpu| {
+        context.decode(1).unwrap();
+        let before = gpu.memory();
+        for i in 0..4 {
+            context.decode(i).unwrap();
+        }
+        let after = gpu.memory();
+        (
+            after,
+            [
+                after.uploads - before.uploads,
+                after.dropped - before.dropped,
+                after.downloads - before.downloads,
+                after.streamed - before.streamed,
+            ],
+        )
+    };
+    let (_, moved) = runs(&mut context, &gpu);
+    assert_eq!(moved, [0; 4], "without a limit all is there");
+    for share in [2, 3, 5] {
+        let limit = sessions + weights / share;
+        let gpu = open(Some(limit));
+        let model = load(&gpu, split.clone()).unwrap();
+        let mut context = Context::new(&model).unwrap();
+        assert_eq!(text(&mut context, 0, 12), want, "1/{share}");
+        let (stats, [uploads, dropped, downloads, streamed]) = runs(&mut context, &gpu);
+        assert_eq!((uploads, dropped, downloads), (0, 0, 0), "1/{share}: {stats:?}");
+        assert!(streamed > 0 && streamed < 4 * weights, "1/{share}: {streamed} of {weights}");
+        assert!(stats.peak <= limit, "1/{share}: {stats:?}");
+    }
+    // The least with which each runs has no room for all their runs at once: they take turns, and
+    // the text is the same.
+    let mut limit = 1000;
+    let gpu = loop {
+        let gpu = open(Some(limit));
+        let Err(error) = load(&gpu, split.clone()) else { break gpu };
+        assert!(needed(&error) > limit, "{error}");
+        limit = needed(&error);
+    };
+    assert!(limit < sessions + weights / 5, "{limit}");
+    let mut context = Context::new(&load(&gpu, split).unwrap()).unwrap();
+    assert_eq!(text(&mut context, 0, 12), want);
+    let stats = gpu.memory();
+    assert!(stats.peak <= limit && stats.dropped > 0, "{stats:?}");
+}
+
 #[test]
 fn a_limit_that_is_too_small_names_the_step_and_what_it_takes() {
     let whole = load(&open(None), Placement::Whole).unwrap();
@@ -104,9 +178,7 @@ fn a_limit_that_is_too_small_names_the_step_and_what_it_takes() {
     assert!(error.contains("@layer") && error.contains("blk."), "{error}");
     assert!(error.contains("--gpu-memory"), "{error}");
     // With what it says is needed it runs.
-    let needed: Vec<u64> =
-        error.split(' ').filter_map(|w| w.trim_end_matches(';').parse().ok()).collect();
-    let needed = *needed.last().unwrap();
+    let needed = needed(&error);
     assert!(needed > session + weights / 40 && needed < session + weights, "{error}");
     let model = load(&open(Some(needed)), Placement::Whole).unwrap();
     text(&mut Context::new(&model).unwrap(), 0, 2);

@@ -14,7 +14,7 @@ pub enum DeviceChoice {
     Cpu,
     /// A GPU; an error when there is none, or it has no kernel for something
     Gpu,
-    /// A GPU when there is one that is no software driver, else the processor
+    /// A GPU when there is one that is no software driver, for what is faster there by an estimate; else the processor
     Auto,
     /// A GPU as far as it has kernels, or for as many layers as --gpu-layers says, and the processor for the rest
     Hybrid,
@@ -41,7 +41,10 @@ pub struct DeviceArgs {
 }
 
 /// A number of bytes: `4GiB`, `512MiB`, `1.5GB`, `65536`.
-fn bytes(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// When it is none, or not between one and 2^60.
+pub fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -118,7 +121,8 @@ impl DeviceArgs {
     pub fn placement(&self) -> Placement {
         match (self.choice(), self.gpu_layers) {
             (_, Some(layers)) => Placement::LastCalls(layers),
-            (DeviceChoice::Hybrid | DeviceChoice::Auto, None) => Placement::Supported,
+            (DeviceChoice::Hybrid, None) => Placement::Supported,
+            (DeviceChoice::Auto, None) => Placement::Balanced,
             (DeviceChoice::Cpu | DeviceChoice::Gpu, None) => Placement::Whole,
         }
     }
@@ -158,7 +162,7 @@ mod tests {
             (None, None, Placement::Whole),
             (Some(Gpu), None, Placement::Whole),
             (Some(Hybrid), None, Placement::Supported),
-            (Some(Auto), None, Placement::Supported),
+            (Some(Auto), None, Placement::Balanced),
             (Some(Hybrid), Some(0), Placement::LastCalls(0)),
             (None, Some(7), Placement::LastCalls(7)),
         ];

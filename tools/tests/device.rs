@@ -42,3 +42,31 @@ fn a_limit_is_of_a_gpu() {
         assert!(!output.status.success() && stderr.contains("--gpu-memory"), "{stderr}");
     }
 }
+
+#[test]
+fn placements_are_told_with_their_times() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/layer.aet");
+    let output = Command::new(env!("CARGO_BIN_EXE_aether-opt"))
+        .args([file, "--placements", "--gpu-memory", "2KiB"])
+        .output()
+        .expect("aether-opt starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!(lines[0], "placements of @main:", "{stderr}");
+    // A few kilobytes are not worth the way.
+    assert!(lines[1].starts_with("  all on the CPU: "), "{stderr}");
+    let one = lines.iter().find(|line| line.contains("the last 1 of 2 calls on the GPU"));
+    assert!(one.is_some_and(|line| line.contains("MiB pass through")), "{stderr}");
+}
+
+#[test]
+fn the_server_takes_one_device() {
+    let output = Command::new(env!("CARGO_BIN_EXE_aether-server"))
+        .args(["--model", "none.gguf", "--port", "0", "--cpu-only", "--device", "gpu"])
+        .output()
+        .expect("aether-server starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    assert!(stderr.contains("--cpu-only") && stderr.contains("--device"), "{stderr}");
+}

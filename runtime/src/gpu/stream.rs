@@ -6,6 +6,9 @@
 //! bring the rest anew in each run, so the choice is made once, here: what is kept, and the
 //! segments of steps between which the rest is brought. A weight of a segment has a fixed place in
 //! a pool that all segments use in turn.
+//!
+//! Programs that run one after another are such a cycle together: the choice is made for the steps
+//! of all, and each is then cut for itself.
 
 use std::ops::Range;
 
@@ -171,7 +174,7 @@ pub(crate) fn plan(
 }
 
 /// Cuts the steps where the pool is full.
-fn segments(
+pub(crate) fn segments(
     steps: &[Vec<usize>],
     weights: &[Demand],
     resident: &[bool],

@@ -52,6 +52,13 @@ pub struct Cli {
     /// Print operations, bytes and flops before and after, and how often each rule was used
     #[arg(long, help_heading = "Printing")]
     pub stats: bool,
+    /// Print which calls are worth a GPU, with estimated times: what --device auto goes by
+    #[arg(long, help_heading = "Printing")]
+    pub placements: bool,
+    /// With --placements, memory of the GPU for weights and states, such as 4GiB
+    #[arg(long, value_name = "BYTES", value_parser = crate::device::bytes, requires = "placements",
+          help_heading = "Printing")]
+    pub gpu_memory: Option<u64>,
     /// Print the rewrites that led to a value: `%NAME`, or `@FUNC:%NAME`; may be repeated
     #[arg(long, value_name = "VALUE", help_heading = "Printing")]
     pub explain: Vec<String>,

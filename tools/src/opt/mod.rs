@@ -12,6 +12,7 @@ mod explain;
 mod header;
 pub mod inputs;
 mod observe;
+mod placements;
 mod reproducer;
 mod split;
 mod stats;
@@ -284,6 +285,9 @@ impl<'a> Session<'a> {
         }
         if self.cli.timing {
             out.note(stats::timing(&reports));
+        }
+        if self.cli.placements {
+            out.note(placements::text(module, &self.cpu, self.cli.gpu_memory));
         }
         if let Some(before) = before {
             out.note(stats::text(&before, &stats::Totals::of(module, &ctx), &reports));
