@@ -10,10 +10,10 @@ use std::sync::atomic::AtomicBool;
 
 use aether_ir::{Interpreter, Module, Tensor};
 use aether_llm::engine::{
-    Context, EngineError, GenOptions, LoadOptions, Model, StopReason, generate,
+    Context, EngineError, GenOptions, LoadOptions, Model, Picking, StopReason, generate,
 };
 use aether_llm::gguf::Gguf;
-use aether_llm::sample::SamplerOptions;
+use aether_llm::sample::{Need, SamplerOptions, Scores};
 use aether_runtime::{Backing, Files, Isa};
 use tiny::{FLOATS, QUANTIZED, Tiny, VOCAB};
 
@@ -29,6 +29,12 @@ fn load(tiny: &Tiny, options: &LoadOptions) -> Arc<Model> {
 
 /// Logits of every token by the reference interpreter.
 fn interpreted(module: &Module, gguf: &Gguf, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let logits = results(module, gguf, tokens).swap_remove(0);
+    logits.to_f32_vec().unwrap().chunks(VOCAB as usize).map(<[f32]>::to_vec).collect()
+}
+
+/// All results for these tokens by the reference interpreter.
+fn results(module: &Module, gguf: &Gguf, tokens: &[u32]) -> Vec<Tensor> {
     let files = Files::new();
     files.register("tiny.gguf", gguf.map().clone(), Backing::Memory);
     let interpreter = Interpreter::new(module).with_source(files);
@@ -45,8 +51,7 @@ fn interpreted(module: &Module, gguf: &Gguf, tokens: &[u32]) -> Vec<Vec<f32>> {
             ty.shape.as_const().unwrap().into_iter().map(|d| d as usize).collect();
         args.push(Tensor::zeros(ty.dtype, &shape).unwrap());
     }
-    let logits = interpreter.run("main", args).unwrap().swap_remove(0);
-    logits.to_f32_vec().unwrap().chunks(VOCAB as usize).map(<[f32]>::to_vec).collect()
+    interpreter.run("main", args).unwrap()
 }
 
 /// Logits of every token by the engine.
@@ -281,4 +286,78 @@ fn generation_stops_for_its_reasons() {
     };
     assert_eq!(sampled(1), sampled(1));
     assert_ne!(sampled(1), sampled(2));
+}
+
+/// The head with the best tokens means what it should, and the CPU runs it as the interpreter does.
+#[test]
+fn another_head_gives_the_best_tokens() {
+    let tiny = Tiny::llama(FLOATS);
+    let gguf = tiny.gguf();
+    let model = load(&tiny, &LoadOptions { picking: Picking::Module, ..options() });
+    let caches = model.module().funcs["main"].params.len() - 3;
+    let k = 64;
+    let module = aether_llm::arch::best_tokens(model.module(), caches, k).unwrap();
+    aether_ir::verify(&module).unwrap();
+    let text = aether_ir::text::print_module(&module);
+    let again = aether_ir::parse_and_verify(&text).unwrap();
+    assert!(aether_ir::text::print_module(&again) == text, "it prints and parses");
+    let whole = interpreted(model.module(), &gguf, &PROMPT);
+    let best = results(&module, &gguf, &PROMPT);
+    assert_eq!(best.len(), 2 + caches);
+    let (values, tokens) = (best[0].to_f32_vec().unwrap(), best[1].to_i64_vec().unwrap());
+    let mut context = Context::new(&model).unwrap();
+    context.prefill(&PROMPT[..10]).unwrap();
+    let scores = context.decode_for(PROMPT[10], Need::Best(40)).unwrap();
+    for (row, logits) in whole.iter().enumerate() {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let of_row = row * k..(row + 1) * k;
+        let want: Vec<i64> = order[..k].iter().map(|&t| t as i64).collect();
+        assert_eq!(tokens[of_row.clone()], want, "row {row}");
+        let want: Vec<f32> = order[..k].iter().map(|&t| logits[t]).collect();
+        assert_eq!(values[of_row], want, "row {row}");
+    }
+    // The CPU's last row: so many of the best, and close to the interpreter's.
+    let Scores::Best { logits, tokens: found } = scores else { panic!("{scores:?}") };
+    assert_eq!((logits.len(), found.len()), (k, k));
+    let last = &whole[PROMPT.len() - 1];
+    assert!(logits.is_sorted_by(|a, b| a >= b));
+    for (logit, &token) in logits.iter().zip(found) {
+        assert!((logit - last[token as usize]).abs() < 0.02, "{token}: {logit}");
+    }
+    assert!(context.logits().is_empty());
+    // As many as there are, or more, are all: those come whole.
+    let scores = context.decode_for(1, Need::Best(200)).unwrap();
+    assert!(matches!(scores, Scores::Best { logits, .. } if logits.len() == 256));
+    let scores = context.decode_for(1, Need::Best(257)).unwrap();
+    assert_eq!(scores.all().map(<[f32]>::len), Some(VOCAB as usize));
+    let plain = load(&tiny, &options());
+    let mut context = Context::new(&plain).unwrap();
+    assert!(context.decode_for(1, Need::Best(1)).unwrap().all().is_some(), "the CPU has them all");
+}
+
+/// Where tokens are picked changes no text.
+#[test]
+fn text_is_the_same_whoever_picks() {
+    for tiny in [Tiny::llama(FLOATS), Tiny::qwen2(QUANTIZED)] {
+        let models = [Picking::Auto, Picking::Module]
+            .map(|picking| load(&tiny, &LoadOptions { picking, ..options() }));
+        let chains = [
+            SamplerOptions::greedy(),
+            SamplerOptions { seed: 3, ..SamplerOptions::default() },
+            SamplerOptions { seed: 4, temperature: 3.0, min_p: 0.0, ..SamplerOptions::default() },
+            // These need all logits.
+            SamplerOptions { seed: 5, top_k: 0, temperature: 2.0, ..SamplerOptions::default() },
+            SamplerOptions { repeat_penalty: 1.5, ..SamplerOptions::greedy() },
+        ];
+        for sampler in chains {
+            let opts = GenOptions { n: 40, ignore_eos: true, sampler, ..GenOptions::default() };
+            let [all, best] = models.each_ref().map(|model| {
+                let mut context = Context::new(model).unwrap();
+                let go_on = &mut |_| ControlFlow::Continue(());
+                generate(&mut context, &PROMPT, &opts, go_on).unwrap().tokens
+            });
+            assert_eq!(all, best, "{:?}", opts.sampler);
+        }
+    }
 }

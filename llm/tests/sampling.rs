@@ -1,6 +1,9 @@
 //! The chain of samplers against distributions made by `scripts/oracles/sampling.py` with NumPy.
 
-use aether_llm::sample::{DryOptions, MirostatOptions, MirostatVersion, Sampler, SamplerOptions};
+use aether_llm::sample::{
+    DryOptions, MirostatOptions, MirostatVersion, Need, SampleError, Sampler, SamplerOptions,
+    Scores,
+};
 use serde_json::Value;
 
 fn options(settings: &Value) -> SamplerOptions {
@@ -96,5 +99,100 @@ fn shortcuts_change_no_draw() {
         let long = SamplerOptions { logit_bias: vec![(7, 0.0)], ..plain.clone() };
         let draw = |opts| Sampler::new(opts).unwrap().sample(&logits).unwrap();
         assert_eq!(draw(plain), draw(long));
+    }
+}
+
+/// The greatest `k` in falling order, the lower token first among equals.
+fn greatest(logits: &[f32], k: usize) -> (Vec<f32>, Vec<u32>) {
+    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+    tokens.sort_by(|&a, &b| logits[b as usize].partial_cmp(&logits[a as usize]).unwrap());
+    tokens.truncate(k);
+    (tokens.iter().map(|&t| logits[t as usize]).collect(), tokens)
+}
+
+/// What a sampler says it needs is enough to choose as from all logits, whatever the chain is.
+#[test]
+fn the_greatest_decide_where_a_sampler_says_so() {
+    let mut rng = fastrand::Rng::with_seed(11);
+    let (mut best, mut all) = (0, 0);
+    for round in 0..600 {
+        let n = [20, 300, 3000][rng.usize(..3)];
+        let mut logits: Vec<f32> = (0..n)
+            .map(|_| match rng.u8(..20) {
+                0 => f32::NEG_INFINITY,
+                1 => -0.0,
+                2 => 0.0,
+                // Few distinct values: many are equal.
+                _ => (rng.f32() * 60.0).floor() / 4.0 - 5.0,
+            })
+            .collect();
+        logits[rng.usize(..n)] = 12.0;
+        let some = |rng: &mut fastrand::Rng, off: f32, on: f32| if rng.bool() { off } else { on };
+        let opts = SamplerOptions {
+            temperature: [0.0, 0.3, 1.0, 2.5][rng.usize(..4)],
+            dynatemp_range: some(&mut rng, 0.0, 0.2),
+            top_k: [0, 1, 2, 7, 15][rng.usize(..5)],
+            top_p: some(&mut rng, 1.0, 0.8),
+            min_p: some(&mut rng, 0.0, 0.1),
+            typical_p: some(&mut rng, 1.0, 0.7),
+            xtc_probability: some(&mut rng, 0.0, 0.5),
+            top_n_sigma: if rng.u8(..8) == 0 { 1.0 } else { -1.0 },
+            repeat_penalty: if rng.u8(..8) == 0 { 1.2 } else { 1.0 },
+            mirostat: (rng.u8(..10) == 0).then_some(MirostatOptions {
+                version: MirostatVersion::V2,
+                tau: 3.0,
+                eta: 0.1,
+            }),
+            logit_bias: (0..rng.usize(..4))
+                .map(|_| {
+                    let bias = [-1.0, -3.0, f32::NEG_INFINITY, 2.0][rng.usize(..4)];
+                    (rng.u32(..n as u32), bias)
+                })
+                .collect(),
+            seed: round,
+            ..SamplerOptions::default()
+        };
+        let mut sampler = Sampler::new(opts.clone()).unwrap();
+        (0..rng.usize(..3)).for_each(|_| sampler.accept(rng.u32(..n as u32)));
+        let k = match sampler.need() {
+            Need::All => {
+                all += 1;
+                continue;
+            }
+            Need::Best(k) if k >= n => continue,
+            Need::Best(k) => k,
+        };
+        best += 1;
+        // More than is needed does no harm.
+        let (values, tokens) = greatest(&logits, k + rng.usize(..n - k));
+        let mut other = sampler.clone();
+        for draw in 0..20 {
+            let want = sampler.sample(&logits);
+            let got = other.choose(Scores::Best { logits: &values, tokens: &tokens }, None);
+            assert_eq!(got, want, "draw {draw} of {n}: {opts:?}");
+            assert_eq!(other.choices(), sampler.choices());
+        }
+        let (values, tokens) = greatest(&logits, k - 1);
+        let too_few = other.choose(Scores::Best { logits: &values, tokens: &tokens }, None);
+        let want = match k {
+            1 => SampleError::Empty,
+            _ => SampleError::Unseen { found: k - 1 },
+        };
+        assert_eq!(too_few, Err(want));
+    }
+    assert!(best > 200 && all > 100, "{best} {all}");
+}
+
+#[test]
+fn broken_logits_are_seen_in_the_greatest_too() {
+    let mut sampler = Sampler::new(SamplerOptions::greedy()).unwrap();
+    let table = [
+        (f32::NAN, SampleError::NotANumber { token: 7 }),
+        (f32::INFINITY, SampleError::NotFinite(f32::INFINITY)),
+        (f32::NEG_INFINITY, SampleError::NotFinite(f32::NEG_INFINITY)),
+    ];
+    for (logit, want) in table {
+        let scores = Scores::Best { logits: &[logit], tokens: &[7] };
+        assert_eq!(sampler.choose(scores, None), Err(want));
     }
 }

@@ -1,5 +1,7 @@
 //! What a run takes: bytes of the host, or state that lives where the run does.
 
+use std::ops::Range;
+
 use aether_codegen_cpu::AlignedBytes;
 
 use crate::gpu::DeviceState;
@@ -61,6 +63,18 @@ impl State {
         match self {
             State::Host(own) => own.as_mut_slice()[..bytes.len()].copy_from_slice(bytes),
             State::Device(state) => state.write(bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Copies the bytes of a range to where they begin at `to`. On a device they stay there.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn copy_within(&mut self, from: Range<usize>, to: usize) -> Result<(), GpuError> {
+        match self {
+            State::Host(own) => own.as_mut_slice().copy_within(from, to),
+            State::Device(state) => state.copy_within(from, to)?,
         }
         Ok(())
     }

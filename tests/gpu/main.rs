@@ -12,6 +12,9 @@ mod ops;
 #[path = "../../ir/tests/oracle/mod.rs"]
 mod oracle;
 mod real;
+mod sample;
+mod serve;
+mod slots;
 mod support;
 mod switches;
 #[path = "../../llm/tests/common/tiny.rs"]

@@ -17,7 +17,7 @@ fn both(model: &Tiny, options: &LoadOptions) -> [Context; 2] {
     })
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| -> f64 {
         x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
     };
@@ -96,7 +96,7 @@ fn every_quantised_type() {
 fn parts(model: &Tiny, placement: Placement) -> [usize; 2] {
     let options = LoadOptions { context: 128, gpu: Some(gpu()), placement, ..Default::default() };
     let model = Model::from_memory(model.gguf(), &options).unwrap();
-    let single = model.single().map_or(0, |single| single.parts().len());
+    let single = model.few().unwrap().map_or(0, |single| single.parts().len());
     [model.executable().parts().len(), single]
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The order is the interpreter's: NaN is greatest, 0 equals -0, the first of equal ones comes
 //! first. Numbers are compared by a key of 32 bits that has this order. Both go in rounds that
-//! leave fewer candidates each: `argmax` the greatest of a part, `top_k` the first `k` of 1024
-//! that a workgroup has sorted (bitonic: Batcher 1968).
+//! leave fewer candidates each: `argmax`, and `top_k` of one, the greatest of a part, `top_k` of
+//! more the first `k` of 1024 that a workgroup has sorted (bitonic: Batcher 1968).
 //!
 //! Operand x `[rows, n]`. Results: the index i32; or the values f32 and indices i32, `[rows, k]`.
 
@@ -49,11 +49,16 @@ impl Pick {
         few && self.n > 0 && self.n <= i32::MAX as usize
     }
 
+    /// Whether there is one greatest, for which nothing is sorted.
+    fn is_one(&self) -> bool {
+        self.k.is_none_or(|k| k == 1)
+    }
+
     /// How many candidates of a row are left after each round; the last is 1 or `k`.
     fn rounds(&self) -> Vec<usize> {
         let (part, keep) = match self.k {
-            None => (PART, 1),
-            Some(k) => (SORTED, k),
+            Some(k) if !self.is_one() => (SORTED, k),
+            _ => (PART, 1),
         };
         let mut rounds = Vec::new();
         let mut n = self.n;
@@ -122,7 +127,11 @@ impl Pick {
 }}"
         ));
         let cast = if last { "bitcast<i32>(best.y)" } else { "best.y" };
-        let body = match self.k {
+        // The value of the place `at` of a result.
+        let value = values.map_or(String::new(), |v| {
+            format!("{v}[at] = {x}[row * {n}u + min(best.y, {n}u - 1u)];")
+        });
+        let body = match self.k.filter(|_| !self.is_one()) {
             None => format!(
                 "var<workgroup> held: array<vec2<u32>, {INVOCATIONS}>;
 @compute @workgroup_size({INVOCATIONS})
@@ -143,16 +152,16 @@ for (var m = {}u; m > 0u; m = m / 2u) {{
     workgroupBarrier();
 }}
 best = held[0];
-if tid == 0u {{ {indices}[row * {to}u + id.x] = {cast}; }}
+if tid == 0u {{
+    let at = row * {to}u + id.x;
+    {indices}[at] = {cast};
+    {value}
+}}
 }}",
                 INVOCATIONS / 2
             ),
-            Some(k) => {
-                let value = values.map_or(String::new(), |v| {
-                    format!("{v}[at] = {x}[row * {n}u + min(best.y, {n}u - 1u)];")
-                });
-                format!(
-                    "var<workgroup> held: array<vec2<u32>, {SORTED}>;
+            Some(k) => format!(
+                "var<workgroup> held: array<vec2<u32>, {SORTED}>;
 @compute @workgroup_size({INVOCATIONS})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
 let row = id.y;
@@ -186,12 +195,11 @@ for (var j = tid; j < {k}u; j += {INVOCATIONS}u) {{
     {value}
 }}
 }}",
-                    SORTED / 2
-                )
-            }
+                SORTED / 2
+            ),
         };
         source.push(&body);
-        let part = if self.k.is_some() { SORTED } else { PART };
+        let part = if self.is_one() { PART } else { SORTED };
         source.launch([
             Groups::of(from, part as u32),
             Groups::of(self.rows.clone(), 1),

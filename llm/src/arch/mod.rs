@@ -19,6 +19,8 @@
 //! tensor<[s]xi32>`, the position and the slot of every token. The tokens of a slot stand together.
 //! After the caches it also returns what the logits are computed from, for embeddings.
 //!
+//! [`best_tokens`] gives a module another output head: some best tokens in place of all logits.
+//!
 //! An architecture is one file here with an [`Architecture`], listed in [`ARCHITECTURES`]: it reads
 //! its metadata and names its weights. The body of a layer is the same for all (`decoder`).
 
@@ -36,6 +38,7 @@ mod deepseek2;
 mod error;
 mod experts;
 mod gemma;
+mod head;
 mod hparams;
 mod latent;
 mod llama;
@@ -48,6 +51,7 @@ mod weights;
 pub use blocks::LayerBuilder;
 pub use error::ArchError;
 pub use experts::{Experts, Gating};
+pub use head::best_tokens;
 pub use hparams::{Block, Hparams};
 pub use latent::Latent;
 pub use rope::{Rope, RopeMode, RopeScaling};

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, State, check_memory};
+use aether_runtime::trace::Trace;
+use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, State, check_memory};
 
 use super::interface::FIXED;
+use super::programs::Programs;
 use super::speculate::{Speculator, Want};
 use super::{EngineError, Model, Speculation};
-use aether_runtime::trace::Trace;
+use crate::sample::{Need, Scores};
 
 /// A sequence of tokens that grows at its end.
 ///
@@ -15,11 +17,7 @@ use aether_runtime::trace::Trace;
 /// [`Context::decode`] allocates nothing on the heap.
 pub struct Context {
     model: Arc<Model>,
-    session: Session,
-    /// For one token, where the model has other code for that.
-    single: Option<Session>,
-    /// Whether the last run was one of `single`.
-    was_single: bool,
+    programs: Programs,
     trace: Option<Trace>,
     caches: Vec<State>,
     args: ArgBuffer,
@@ -53,14 +51,13 @@ impl Context {
         let per_token = bounds.slots.map_or(0, |_| bounds.batch * 4);
         let what = format!("the cache for a context of {} tokens", bounds.context);
         check_memory(&what, model.cache_bytes() as u64)?;
-        let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
+        let mut programs = Programs::new(model)?;
+        let session = programs.whole();
         let caches = (0..bounds.caches.len()).map(|i| session.state(bounds.fixed() + i));
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
-        let single = model.single().map(|s| session.sibling(s.clone())).transpose()?;
+        programs.ready(1, 1, Need::All)?;
         Ok(Context {
-            session,
-            single,
-            was_single: false,
+            programs,
             trace: None,
             caches,
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
@@ -79,10 +76,7 @@ impl Context {
     /// # Errors
     /// When the device has no times.
     pub fn profile(&mut self) -> Result<(), EngineError> {
-        self.session.profile()?;
-        if let Some(single) = &mut self.single {
-            single.profile()?;
-        }
+        self.programs.profile()?;
         self.trace = Some(Trace::default());
         Ok(())
     }
@@ -178,8 +172,10 @@ impl Context {
         tokens: &[u32],
         rows: impl ExactSizeIterator<Item = u32>,
         alone: bool,
+        need: Need,
     ) -> Result<(), EngineError> {
         let (n_tokens, n_rows) = ([tokens.len()], [rows.len()]);
+        let program = self.programs.ready(n_tokens[0], n_rows[0], need)?;
         let (past, n) = (self.seen.len() as u32, tokens.len() as u32);
         let slotted = self.model.interface.slots.is_some();
         // Tokens at falling positions are no run: attention takes each of them alone.
@@ -212,33 +208,35 @@ impl Context {
                 .zip(shapes)
                 .map(|(cache, shape)| Arg { shape, data: ArgData::State(cache) }),
         );
-        let one = n_tokens[0] == 1 && n_rows[0] == 1;
-        let session = match self.single.as_mut().filter(|_| one) {
-            Some(single) => single,
-            None => &mut self.session,
-        };
-        let outcome = session.run(&mut args);
+        let outcome = self.programs.run(program, &mut args);
         if let Some(trace) = &mut self.trace {
-            trace.push(session.take_spans());
+            trace.push(self.programs.last().take_spans());
         }
-        self.was_single = one && self.single.is_some();
         self.args.restore(args);
         outcome?;
         self.seen.extend_from_slice(tokens);
         Ok(())
     }
 
-    /// The logits after the last token of the last [`Context::prefill`] or [`Context::decode`].
+    /// The logits after the last token of the last [`Context::prefill`] or [`Context::decode`];
+    /// empty when that was [`Context::decode_for`] and gave the greatest alone.
     pub fn logits(&self) -> &[f32] {
-        self.row(0)
+        self.programs.logits(0)
+    }
+
+    /// The logits after the last token, or the greatest of them.
+    pub fn scores(&self) -> Scores<'_> {
+        self.scores_of(0)
+    }
+
+    /// Row `i` of what the last call gave.
+    pub(super) fn scores_of(&self, i: usize) -> Scores<'_> {
+        self.programs.scores(i)
     }
 
     /// Row `i` of the logits of the last call.
-    pub(super) fn row(&self, i: usize) -> &[f32] {
-        let vocab = self.model.interface.vocab;
-        let session = self.single.as_ref().filter(|_| self.was_single).unwrap_or(&self.session);
-        let (logits, _) = session.result_f32(0);
-        logits.get(i * vocab..(i + 1) * vocab).unwrap_or_default()
+    fn row(&self, i: usize) -> &[f32] {
+        self.programs.logits(i)
     }
 
     /// Appends tokens, in batches; the logits after the last one.
@@ -269,7 +267,7 @@ impl Context {
             if !go_on() {
                 return Ok(None);
             }
-            self.run(batch, std::iter::once(batch.len() as u32 - 1), false)?;
+            self.run(batch, std::iter::once(batch.len() as u32 - 1), false, Need::All)?;
         }
         Ok(Some(self.row(0)))
     }
@@ -279,14 +277,32 @@ impl Context {
     /// # Errors
     /// When it is not in the vocabulary, the context is full, or the run fails.
     pub fn decode(&mut self, token: u32) -> Result<&[f32], EngineError> {
-        let tokens = [token];
-        self.check(&tokens)?;
-        self.run(&tokens, std::iter::once(0), false)?;
+        self.decode_for(token, Need::All)?;
         Ok(self.row(0))
     }
 
+    /// As [`Context::decode`] for a sampler with this need: on a GPU the best tokens may then be
+    /// chosen there.
+    ///
+    /// # Errors
+    /// As [`Context::decode`].
+    pub fn decode_for(&mut self, token: u32, need: Need) -> Result<Scores<'_>, EngineError> {
+        let tokens = [token];
+        self.check(&tokens)?;
+        self.run(&tokens, std::iter::once(0), false, need)?;
+        Ok(self.scores())
+    }
+
+    /// Makes ready what [`Context::decode_for`] runs, which else the first call does.
+    ///
+    /// # Errors
+    /// When it cannot be compiled, or the memory cannot be had.
+    pub fn prepare(&mut self, need: Need) -> Result<(), EngineError> {
+        self.programs.ready(1, 1, need).map(drop)
+    }
+
     /// Appends one token and the draft that may follow it, each with the bits of a token that goes
-    /// alone; [`Context::row`] then has the logits after each.
+    /// alone; [`Context::scores_of`] then has the logits after each.
     ///
     /// # Errors
     /// As [`Context::decode`], and when there are more than the bounds of a call allow.
@@ -298,7 +314,7 @@ impl Context {
         if n > batch.min(most_rows) {
             return Err(EngineError::Batch { tokens: n, rows: n, batch, most_rows });
         }
-        self.run(&tokens, 0..n as u32, true)
+        self.run(&tokens, 0..n as u32, true, Need::All)
     }
 
     /// Appends tokens and hands out the logits after those at `rows`, which rise.
@@ -332,9 +348,10 @@ impl Context {
             }
             let (now, later) = left.split_at(left.partition_point(|&row| (row as usize) < end));
             if now.is_empty() {
-                self.run(&tokens[start..end], std::iter::once(0), false)?;
+                self.run(&tokens[start..end], std::iter::once(0), false, Need::All)?;
             } else {
-                self.run(&tokens[start..end], now.iter().map(|&row| row - start as u32), false)?;
+                let rows = now.iter().map(|&row| row - start as u32);
+                self.run(&tokens[start..end], rows, false, Need::All)?;
             }
             for (i, &row) in now.iter().enumerate() {
                 each(row, self.row(i));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::speculate::{DraftLen, Drafted};
 use super::{Context, EngineError};
-use crate::sample::{Sampler, SamplerOptions, TokenLogprob, logprobs};
+use crate::sample::{Need, Sampler, SamplerOptions, TokenLogprob, logprobs};
 
 /// How to continue.
 #[derive(Clone, Debug)]
@@ -191,6 +191,11 @@ pub fn generate_or(
         stop: StopReason::Length,
         timings: Timings { load: model.load_time(), ..Timings::default() },
     };
+    // Log-probabilities need the sum over all.
+    let need = |sampler: &Sampler| if opts.logprobs > 0 { Need::All } else { sampler.need() };
+    if let Err(lost) = context.prepare(need(&sampler)) {
+        move_on(context, lost, elsewhere)?;
+    }
     let start = Instant::now();
     let whole = match context.prefill_while(prompt, || !stopped()) {
         Ok(logits) => logits.is_some(),
@@ -223,7 +228,7 @@ pub fn generate_or(
                 let most = (opts.n - out.tokens.len() - 1).min(ahead.len.get());
                 let draft = context.propose(last, before + prompt.len(), most)?;
                 let step = match draft.is_empty() {
-                    true => context.decode(last).map(|_| ()),
+                    true => context.decode_for(last, need(&sampler)).map(|_| ()),
                     false => context.decode_drafted(last, &draft),
                 };
                 ahead.begin(draft);
@@ -237,9 +242,9 @@ pub fn generate_or(
             }
             out.timings.decode_tokens += 1;
         }
-        let logits = context.row(ahead.row);
-        let token = sampler.sample(logits)?;
-        if opts.logprobs > 0 {
+        let scores = context.scores_of(ahead.row);
+        let token = sampler.choose(scores, None)?;
+        if let Some(logits) = scores.all().filter(|_| opts.logprobs > 0) {
             out.logprobs.push(logprobs(logits, opts.logprobs)?);
         }
         if !opts.ignore_eos && model.tokenizer().is_eog(token) {

@@ -21,9 +21,11 @@
 
 mod context;
 mod error;
+mod forms;
 mod generate;
 mod interface;
 mod model;
+mod programs;
 mod request;
 mod scheduler;
 mod sequence;
@@ -34,10 +36,11 @@ mod text;
 
 pub use context::Context;
 pub use error::EngineError;
+pub use forms::Picking;
 pub use generate::{Elsewhere, GenOptions, GenOutput, StopReason, Timings, generate, generate_or};
 pub use model::{DEFAULT_CONTEXT, LoadOptions, Model};
 pub use request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
-pub use scheduler::{SlotState, SlotWork};
+pub use scheduler::{Elsewhere as ServiceElsewhere, SlotState, SlotWork};
 pub use service::{Service, ServiceOptions, Stats, SubmitError};
 pub use slots::{Piece, Slots};
 pub use speculate::{DRAFT_P_MIN, DRAFT_TOKENS, Drafted, MOST_DRAFT_TOKENS, Proposer, Speculation};

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aether_ir::{ConstData, Module};
-use aether_runtime::gpu::{Gpu, Weights};
-use aether_runtime::{
-    Arena, Backing, Executable, Files, Isa, Options, Placement, Pool, Prepared, specialise,
-};
+use aether_runtime::gpu::Gpu;
+use aether_runtime::{Arena, Backing, Executable, Files, Isa, Options, Placement, Pool};
 
 use super::EngineError;
-use super::interface::{FIXED, Interface};
+use super::forms::{Form, Forms, Picking};
+use super::interface::Interface;
 use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
@@ -48,6 +47,8 @@ pub struct LoadOptions {
     pub gpu: Option<Arc<Gpu>>,
     /// What of the model runs on the GPU; its layers are calls.
     pub placement: Placement,
+    /// Where the best tokens are found for samplers that need no others.
+    pub picking: Picking,
 }
 
 impl Default for LoadOptions {
@@ -65,6 +66,7 @@ impl Default for LoadOptions {
             ir: None,
             gpu: None,
             placement: Placement::Whole,
+            picking: Picking::Auto,
         }
     }
 }
@@ -76,9 +78,7 @@ pub struct Model {
     hparams: Hparams,
     module: Module,
     pub(super) interface: Interface,
-    executable: Arc<Executable>,
-    /// The same for one token and one row, where that is other code.
-    single: Option<Arc<Executable>>,
+    pub(super) forms: Forms,
     pool: Arc<Pool>,
     load_time: Duration,
 }
@@ -168,21 +168,22 @@ impl Model {
             placement: options.placement.clone(),
         };
         // Both read the file from end to end and neither needs the other.
-        let (tokenizer, executable) = std::thread::scope(|scope| {
+        let (tokenizer, forms) = std::thread::scope(|scope| {
             let tokenizer = std::thread::Builder::new()
                 .name("aether-tokenizer".to_owned())
                 .spawn_scoped(scope, || Tokenizer::from_gguf(&gguf));
-            let executable = compiled(&module, &files, &compile);
+            let forms = Forms::new(module.clone(), &interface, files, compile, options.picking);
             let tokenizer = match tokenizer.map(|thread| thread.join()) {
                 Ok(Ok(tokenizer)) => tokenizer,
                 // No thread could be had, or it died: here and now then.
                 _ => Tokenizer::from_gguf(&gguf),
             };
-            (tokenizer, executable)
+            (tokenizer, forms)
         });
-        let (executable, single) = executable?;
+        let forms = forms?;
         let path = gguf.path().to_owned();
         let tokenizer = tokenizer.map_err(|source| EngineError::Tokenizer { path, source })?;
+        let executable = forms.whole();
         let aliases = executable.result_aliases();
         if let Some(i) =
             (0..interface.caches.len()).find(|&i| aliases[1 + i] != Some(interface.fixed() + i))
@@ -198,19 +199,8 @@ impl Model {
                 Arc::new(pool.map_err(aether_runtime::RuntimeError::from)?)
             }
         };
-        let executable = Arc::new(executable);
         let load_time = start.elapsed();
-        Ok(Arc::new(Model {
-            gguf,
-            tokenizer,
-            hparams,
-            module,
-            interface,
-            executable,
-            single,
-            pool,
-            load_time,
-        }))
+        Ok(Arc::new(Model { gguf, tokenizer, hparams, module, interface, forms, pool, load_time }))
     }
 
     /// The file.
@@ -240,12 +230,15 @@ impl Model {
 
     /// What runs.
     pub fn executable(&self) -> &Arc<Executable> {
-        &self.executable
+        self.forms.whole()
     }
 
-    /// What runs for one token and one row, where that is other code than for more.
-    pub fn single(&self) -> Option<&Arc<Executable>> {
-        self.single.as_ref()
+    /// What runs for one token, or one of each slot, where that is other code than for more.
+    ///
+    /// # Errors
+    /// When it cannot be compiled.
+    pub fn few(&self) -> Result<Option<Arc<Executable>>, EngineError> {
+        self.forms.get(Form { few: Some(self.forms.few()), ..Form::WHOLE })
     }
 
     /// The workers, which all contexts share.
@@ -287,35 +280,6 @@ impl Model {
     pub fn load_time(&self) -> Duration {
         self.load_time
     }
-}
-
-/// The module, compiled, and on a GPU a second time for one token: there code is made for sizes.
-fn compiled(
-    module: &Module,
-    files: &Files,
-    options: &Options,
-) -> Result<(Executable, Option<Arc<Executable>>), EngineError> {
-    let weights = Weights::default();
-    let executable =
-        Prepared::new(module.clone(), files, options)?.load_sharing(files, &weights)?;
-    if executable.cpu().is_some() {
-        return Ok((executable, None));
-    }
-    let options = &Options { placement: executable.placement(), ..options.clone() };
-    let mut single = module.clone();
-    let symbols: Vec<Arc<str>> = executable
-        .params()
-        .iter()
-        .take(FIXED)
-        .flat_map(|ty| ty.shape.0.iter().flat_map(aether_ir::Dim::symbols))
-        .collect();
-    let ones: Vec<(&str, u64)> = symbols.iter().map(|s| (&**s, 1)).collect();
-    specialise(&mut single, &ones);
-    let single = Prepared::new(single, files, options)?;
-    let single = single.load_beside(files, &weights, Some(&executable))?;
-    // An edited module may be cut otherwise when its symbols are numbers.
-    let single = executable.shares_states(&single).then(|| Arc::new(single));
-    Ok((executable, single))
 }
 
 /// Serves the module's constants from the model's map.

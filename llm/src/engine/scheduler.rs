@@ -8,10 +8,11 @@
 //! The cache of a slot stays after its request: a later prompt that begins as it does, in the same
 //! slot or another one, pays only for the rest.
 //!
-//! A row of logits has the same bits whoever else is in the step (`llm/tests/slots.rs` shows it),
-//! with one exception: a token that goes alone takes another road through attention than several
+//! On the CPU a row of logits has the same bits whoever else is in the step (`llm/tests/slots.rs`
+//! shows it), with one exception: a token that goes alone takes another road through attention than several
 //! of one request. So prompts are never cut into pieces of one token, and an answer depends on
-//! nothing but its request, apart from reuse ([`Request::reproducible`](super::Request)).
+//! nothing but its request, apart from reuse ([`Request::reproducible`](super::Request)). A GPU has
+//! other kernels for few tokens than for many: there company may round an answer differently.
 
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
@@ -23,6 +24,7 @@ use super::sequence::{Sequence, Ticket};
 use super::slots::{Piece, Slots};
 use super::speculate::{Speculator, Want};
 use super::{EngineError, Model, Speculation};
+use crate::sample::Need;
 
 /// Least tokens of a prompt in a step, when there are more.
 const LEAST_PIECE: usize = 16;
@@ -66,6 +68,9 @@ struct Part {
     rows: usize,
 }
 
+/// Gives another model with the same sizes when the GPU of one is lost; `None` to give up.
+pub type Elsewhere = Box<dyn FnMut(&EngineError) -> Option<Result<Arc<Model>, EngineError>> + Send>;
+
 /// What a request's end adds to the counts.
 pub(super) type OnEnd<'a> = &'a mut dyn FnMut(Option<Usage>);
 
@@ -79,6 +84,9 @@ pub(super) struct Scheduler {
     /// Counts steps.
     turn: u64,
     speculator: Option<Speculator>,
+    elsewhere: Elsewhere,
+    /// Why nothing runs any more.
+    lost: Option<String>,
 }
 
 impl Scheduler {
@@ -86,6 +94,7 @@ impl Scheduler {
         model: &Arc<Model>,
         chunk: usize,
         speculation: Option<&Speculation>,
+        elsewhere: Elsewhere,
     ) -> Result<Scheduler, EngineError> {
         let slots = Slots::new(model)?;
         Ok(Scheduler {
@@ -96,7 +105,37 @@ impl Scheduler {
             chunk: chunk.max(LEAST_PIECE),
             turn: 0,
             speculator: speculation.map(|s| Speculator::new(model, s)).transpose()?,
+            elsewhere,
+            lost: None,
         })
+    }
+
+    /// Why nothing runs any more, once the GPU is lost and nobody takes over.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// Goes on with another model when the GPU is lost: what runs begins anew with empty caches and
+    /// the tokens that it has. Without one everything is to fail ([`Scheduler::lost`]).
+    fn move_on(&mut self, lost: &EngineError) {
+        let model = match (self.elsewhere)(lost) {
+            Some(Ok(model)) => Slots::new(&model),
+            Some(Err(error)) => Err(error),
+            None => return self.give_up(lost.to_string()),
+        };
+        match model {
+            Ok(slots) => self.slots = slots,
+            Err(error) => {
+                return self.give_up(format!("{lost}; and the CPU: {error}"));
+            }
+        }
+        self.kept.iter_mut().for_each(|kept| *kept = Kept::default());
+        self.running.iter_mut().for_each(Sequence::restart);
+    }
+
+    fn give_up(&mut self, why: String) {
+        tracing::error!(error = why, "nothing can be run any more");
+        self.lost = Some(why);
     }
 
     pub fn push(&mut self, ticket: Ticket) {
@@ -189,7 +228,13 @@ impl Scheduler {
                 Piece { slot: s.slot, tokens, rows: part.rows, alone: !s.draft.is_empty() }
             })
             .collect();
-        if let Err(error) = self.slots.run(&pieces) {
+        let whose = parts.iter().filter(|part| part.rows > 0);
+        let need = whose.fold(Need::Best(1), |n, part| n.and(self.running[part.index].need()));
+        if let Err(error) = self.slots.run_for(&pieces, need) {
+            if error.is_device_lost() {
+                self.move_on(&error);
+                return 0;
+            }
             tracing::error!(%error, "a step failed");
             let failure = Failure::Run(error.to_string());
             let failed: Vec<usize> = parts.iter().map(|part| part.index).collect();
@@ -426,12 +471,13 @@ impl Scheduler {
                 }
                 let first = s.done - part.rows;
                 (first..s.done).try_fold(None, |_, at| {
-                    let logits = slots.logits(row + at - first);
+                    let scores = slots.scores(row + at - first);
                     if at + 1 < s.tokens.len() {
+                        let logits = scores.all().unwrap_or_default();
                         return s.take_prompt_row(at, logits).map(|()| None);
                     }
                     let hidden = slots.hidden(row + at - first);
-                    s.take_row((logits, hidden), tokenizer, context - s.done)
+                    s.take_row((scores, hidden), tokenizer, context - s.done)
                 })
             }));
             row += part.rows;
@@ -484,7 +530,7 @@ fn take_draft(
         s.done += 1;
         let before = s.tokens.len();
         let at = row + accepted;
-        let outcome = s.take_row((slots.logits(at), slots.hidden(at)), tokenizer, context - s.done);
+        let outcome = s.take_row((slots.scores(at), slots.hidden(at)), tokenizer, context - s.done);
         let right =
             s.draft.get(accepted).is_some_and(|&t| s.tokens.get(before).is_some_and(|&c| c == t));
         accepted += usize::from(right);

@@ -9,7 +9,9 @@ use super::request::{Done, Event, Failure, Finish, Logprobs, Request, Usage};
 use super::speculate::{DraftLen, Drafted};
 use super::text::StopText;
 use crate::sample::TokenLogprob;
-use crate::sample::{Candidate, Constraint, SampleError, Sampler, log_sum_exp, logprobs};
+use crate::sample::{
+    Candidate, Constraint, Need, SampleError, Sampler, Scores, log_sum_exp, logprobs,
+};
 use crate::tokenizer::Tokenizer;
 
 /// A request on its way to a slot.
@@ -117,6 +119,26 @@ impl Sequence {
         sequence.tell(Event::Started { cached });
         sequence.tell_progress();
         Ok(sequence)
+    }
+
+    /// What of the logits its next token, or what is told about tokens, depends on.
+    pub fn need(&self) -> Need {
+        let told = self.logprobs.is_some() && !self.after_sampling;
+        // Behind a draft's first token the sampler may need more than before it.
+        if !self.draft.is_empty() {
+            return Need::All;
+        }
+        if told || self.prompt_logprobs.is_some() || self.embedding || self.constraint.is_some() {
+            return Need::All;
+        }
+        self.sampler.need()
+    }
+
+    /// Begins anew with an empty cache; what was chosen stays.
+    pub fn restart(&mut self) {
+        self.done = 0;
+        self.draft.clear();
+        self.prompt_probs.clear();
     }
 
     /// Tokens that are not in the cache yet.
@@ -254,7 +276,7 @@ impl Sequence {
     /// Chooses the next token from the logits after the last one; how it ended, if it did.
     pub fn take_row(
         &mut self,
-        (logits, hidden): (&[f32], &[f32]),
+        (scores, hidden): (Scores<'_>, &[f32]),
         tokenizer: &Tokenizer,
         room: usize,
     ) -> Result<Option<Finish>, Failure> {
@@ -277,7 +299,7 @@ impl Sequence {
         }
         let failed = |e: SampleError| Failure::Sample(e.to_string());
         let constraint = self.constraint.as_mut().map(|c| &mut **c as &mut dyn Constraint);
-        let token = self.sampler.sample_within(logits, constraint).map_err(failed)?;
+        let token = self.sampler.choose(scores, constraint).map_err(failed)?;
         let ends = tokenizer.is_eog(token);
         if ends && !self.ignore_eos {
             return Ok(Some(Finish::Eos(token)));
@@ -288,7 +310,10 @@ impl Sequence {
         }
         let logprobs = match self.logprobs {
             Some(top) if self.after_sampling => Some(left(&self.sampler, token, top)),
-            Some(top) => Some(probabilities(logits, token, top).map_err(failed)?),
+            Some(top) => {
+                let logits = scores.all().unwrap_or_default();
+                Some(probabilities(logits, token, top).map_err(failed)?)
+            }
             None => None,
         };
         self.tokens.push(token);

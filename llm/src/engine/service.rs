@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 
 use super::request::{Event, Failure, Request, Usage};
-use super::scheduler::{Scheduler, SlotState};
+use super::scheduler::{Elsewhere, Scheduler, SlotState};
 use super::sequence::Ticket;
 use super::{Drafted, EngineError, Model, Speculation};
 use crate::sample::{SampleError, Sampler};
@@ -39,6 +40,9 @@ pub enum SubmitError {
     QueueFull { waiting: usize },
     #[error("the server is shutting down")]
     Draining,
+    /// The GPU is gone and nothing took over: no request can be answered any more.
+    #[error("the model cannot be run any more: {0}")]
+    Lost(String),
     /// The prompt is empty, does not fit the context, or names unknown tokens.
     #[error(transparent)]
     Prompt(Box<EngineError>),
@@ -103,6 +107,8 @@ struct Shared {
     broken: AtomicU64,
     draining: AtomicBool,
     stop: AtomicBool,
+    /// Why nothing runs any more.
+    lost: watch::Sender<Option<String>>,
 }
 
 impl Shared {
@@ -163,7 +169,22 @@ impl Service {
         options: ServiceOptions,
         speculation: Option<&Speculation>,
     ) -> Result<Service, EngineError> {
-        let scheduler = Scheduler::new(&model, options.chunk, speculation)?;
+        Service::start_or(model, options, speculation, Box::new(|_| None))
+    }
+
+    /// As [`Service::speculating`]. When the GPU is lost, `elsewhere` is told and may give another
+    /// model of the same file with the same sizes: requests that are running go on with that, their
+    /// tokens so far going through it again. Without one they fail, and no more are taken.
+    ///
+    /// # Errors
+    /// As [`Service::speculating`].
+    pub fn start_or(
+        model: Arc<Model>,
+        options: ServiceOptions,
+        speculation: Option<&Speculation>,
+        elsewhere: Elsewhere,
+    ) -> Result<Service, EngineError> {
+        let scheduler = Scheduler::new(&model, options.chunk, speculation, elsewhere)?;
         let slots = Mutex::new(scheduler.slot_states().collect());
         let shared = Arc::new(Shared { slots, ..Shared::default() });
         let (tickets, inbox) = mpsc::channel();
@@ -190,9 +211,13 @@ impl Service {
     /// Asks for an answer. Dropping the receiver ends it before its next token.
     ///
     /// # Errors
-    /// When the request makes no sense, too many wait already, or the service is draining.
+    /// When the request makes no sense, too many wait already, the service is draining, or the model
+    /// cannot be run any more.
     pub fn submit(&self, request: Request) -> Result<UnboundedReceiver<Event>, SubmitError> {
         self.check(&request)?;
+        if let Some(why) = self.lost() {
+            return Err(SubmitError::Lost(why));
+        }
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
@@ -236,7 +261,24 @@ impl Service {
     pub fn is_ready(&self) -> bool {
         let slots = self.model.slots().unwrap_or(1);
         !self.shared.draining.load(Ordering::Acquire)
+            && self.lost().is_none()
             && self.shared.in_flight.load(Ordering::Acquire) < slots + self.options.queue
+    }
+
+    /// Why no request can be answered any more; `None` while they can.
+    pub fn lost(&self) -> Option<String> {
+        self.shared.lost.borrow().clone()
+    }
+
+    /// Waits until no request can be answered any more; why.
+    pub async fn until_lost(&self) -> String {
+        let mut lost = self.shared.lost.subscribe();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            // The sender lives as long as the service.
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes no more requests; those that were taken go on.
@@ -310,6 +352,12 @@ fn serve(mut scheduler: Scheduler, inbox: &Receiver<Ticket>, shared: &Shared) {
         }
         if shared.stop.load(Ordering::Acquire) {
             scheduler.fail_all(&Failure::Shutdown, &mut |usage| shared.ended(usage));
+            continue;
+        }
+        if let Some(why) = scheduler.lost().map(str::to_owned) {
+            // Who is told that a request failed finds the reason here.
+            shared.lost.send_replace(Some(why.clone()));
+            scheduler.fail_all(&Failure::Run(why), &mut |usage| shared.ended(usage));
             continue;
         }
         let step = panic::catch_unwind(AssertUnwindSafe(|| {

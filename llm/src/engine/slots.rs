@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, Session, check_memory};
+use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, RunError, State, check_memory};
 
 use super::context::put;
 use super::interface::FIXED;
+use super::programs::Programs;
 use super::{EngineError, Model};
+use crate::sample::{Need, Scores};
+
+/// The least number of best tokens that are asked for: fewer would need programs of their own.
+const LEAST_BEST: usize = 64;
 
 /// What one call does to one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +32,8 @@ pub struct Piece<'a> {
 /// Caches take memory as they fill. After the first call of its size, a call allocates nothing.
 pub struct Slots {
     model: Arc<Model>,
-    session: Session,
-    caches: Vec<AlignedBytes>,
+    programs: Programs,
+    caches: Vec<State>,
     args: ArgBuffer,
     tokens: AlignedBytes,
     positions: AlignedBytes,
@@ -47,11 +52,19 @@ impl Slots {
         let slots = bounds.slots.ok_or(EngineError::Form { expected: "with slots" })?;
         let what = format!("the caches of {slots} contexts of {} tokens", bounds.context);
         check_memory(&what, model.cache_bytes() as u64)?;
-        let session = Session::with_pool(model.executable().clone(), model.pool().clone())?;
+        let mut programs = Programs::new(model)?;
+        let session = programs.whole();
+        let caches = (0..bounds.caches.len()).map(|i| session.state(bounds.fixed() + i));
+        let caches = caches.collect::<Result<Vec<_>, _>>()?;
+        // What most requests need is made now, not while they wait.
+        let (few, best) = (model.forms.few(), Need::Best(LEAST_BEST));
+        for (tokens, need) in [(few, Need::All), (few, best), (1, best), (bounds.batch, best)] {
+            programs.ready(tokens, tokens.min(bounds.rows), need)?;
+        }
         let per_token = || AlignedBytes::zeroed(bounds.batch * 4);
         Ok(Slots {
-            session,
-            caches: bounds.caches.iter().map(|(_, bytes)| AlignedBytes::zeroed(*bytes)).collect(),
+            programs,
+            caches,
             args: ArgBuffer::with_capacity(FIXED + bounds.caches.len()),
             tokens: per_token(),
             positions: per_token(),
@@ -92,18 +105,20 @@ impl Slots {
     /// Makes the sequence `to` the first `n` tokens of `from`.
     ///
     /// # Errors
-    /// When a slot does not exist.
+    /// When a slot does not exist, or a device fails.
     pub fn copy(&mut self, from: usize, to: usize, n: usize) -> Result<(), EngineError> {
         let slots = self.count();
         if let Some(&slot) = [from, to].iter().find(|&&s| s >= slots) {
             return Err(EngineError::Slot { slot, slots });
         }
         let n = n.min(self.lens[from]);
-        for cache in &mut self.caches {
-            let slot_bytes = cache.as_slice().len() / slots;
+        let sizes = self.model.interface.caches.iter().map(|(_, bytes)| *bytes);
+        for (cache, cache_bytes) in self.caches.iter_mut().zip(sizes) {
+            let slot_bytes = cache_bytes / slots;
             let bytes = slot_bytes / self.model.interface.context * n;
             let start = from * slot_bytes;
-            cache.as_mut_slice().copy_within(start..start + bytes, to * slot_bytes);
+            let copied = cache.copy_within(start..start + bytes, to * slot_bytes);
+            copied.map_err(RunError::from)?;
         }
         self.lens[to] = n;
         Ok(())
@@ -152,7 +167,18 @@ impl Slots {
     /// full, there are more tokens or rows than the model takes at once, or the run fails. Then no
     /// sequence has grown.
     pub fn run(&mut self, pieces: &[Piece<'_>]) -> Result<(), EngineError> {
+        self.run_for(pieces, Need::All)
+    }
+
+    /// As [`Slots::run`] for samplers that need no more than this: on a GPU the best tokens may
+    /// then be chosen there ([`Slots::scores`]).
+    ///
+    /// # Errors
+    /// As [`Slots::run`].
+    pub fn run_for(&mut self, pieces: &[Piece<'_>], need: Need) -> Result<(), EngineError> {
         let (n_tokens, n_rows) = self.check(pieces)?;
+        let need = need.and(Need::Best(LEAST_BEST));
+        let program = self.programs.ready(n_tokens, n_rows.max(1), need)?;
         // Tokens at falling positions are no run: attention takes each of them alone.
         let order = |p: &Piece<'_>| {
             let (n, alone) = (p.tokens.len(), p.alone);
@@ -190,9 +216,9 @@ impl Slots {
             self.caches
                 .iter_mut()
                 .zip(shapes)
-                .map(|(cache, shape)| Arg { shape, data: ArgData::Write(cache.as_mut_slice()) }),
+                .map(|(cache, shape)| Arg { shape, data: ArgData::State(cache) }),
         );
-        let outcome = self.session.run(&mut args);
+        let outcome = self.programs.run(program, &mut args);
         self.args.restore(args);
         outcome?;
         for piece in pieces {
@@ -203,16 +229,16 @@ impl Slots {
 
     /// Row `i` of what the logits of the last call were computed from; empty when there is none.
     pub fn hidden(&self, i: usize) -> &[f32] {
-        let interface = &self.model.interface;
-        let Some(n) = interface.hidden else { return &[] };
-        let (rows, _) = self.session.result_f32(1 + interface.caches.len());
-        rows.get(i * n..(i + 1) * n).unwrap_or_default()
+        self.programs.hidden(i)
     }
 
-    /// Row `i` of the logits of the last call; empty when there is none.
+    /// Row `i` of the logits of the last call; empty when there is none, or only the best are there.
     pub fn logits(&self, i: usize) -> &[f32] {
-        let vocab = self.model.interface.vocab;
-        let (logits, _) = self.session.result_f32(0);
-        logits.get(i * vocab..(i + 1) * vocab).unwrap_or_default()
+        self.programs.logits(i)
+    }
+
+    /// Row `i` of the logits of the last call, or the best of it.
+    pub fn scores(&self, i: usize) -> Scores<'_> {
+        self.programs.scores(i)
     }
 }

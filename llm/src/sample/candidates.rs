@@ -18,9 +18,9 @@ pub(super) struct Candidates {
     pub sorted: bool,
 }
 
-/// Falling logits, the lower id first among equals.
+/// Falling logits, the lower id first among equals; 0 equals -0.
 fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
+    (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.token.cmp(&b.token))
 }
 
 impl Candidates {
@@ -45,6 +45,15 @@ impl Candidates {
             self.items.truncate(k - 1);
             self.items.insert(at, Candidate { token: token as u32, logit, p: 0.0 });
         }
+        self.sorted = true;
+    }
+
+    /// The first `k` of tokens in falling order of their logits: what [`Candidates::fill_top`] gives
+    /// of all.
+    pub fn fill_best(&mut self, logits: &[f32], tokens: &[u32], k: usize) {
+        self.items.clear();
+        let pairs = logits.iter().zip(tokens).take(k);
+        self.items.extend(pairs.map(|(&logit, &token)| Candidate { token, logit, p: 0.0 }));
         self.sorted = true;
     }
 

@@ -6,6 +6,9 @@
 //! greatest logit that is left, the first among equals. The same seed, settings and logits give the
 //! same tokens on any machine. [`logprobs`] tells what the model itself thought, whatever the chain
 //! did.
+//!
+//! A sampler whose chain begins by keeping the k greatest logits need not see the others: it says
+//! so ([`Need`]), and chooses the same from these alone ([`Scores`]).
 
 mod argmax;
 mod candidates;
@@ -18,6 +21,7 @@ mod options;
 mod penalties;
 mod rng;
 mod sampler;
+mod scores;
 mod temperature;
 mod top_n_sigma;
 mod top_p;
@@ -33,6 +37,7 @@ pub use mirostat::{MirostatOptions, MirostatVersion};
 pub use options::SamplerOptions;
 pub use rng::Rng;
 pub use sampler::Sampler;
+pub use scores::{Need, Scores};
 
 /// No token can be chosen, or the settings make no sense.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -45,6 +50,9 @@ pub enum SampleError {
     NotFinite(f32),
     #[error("there are no logits to choose from")]
     Empty,
+    /// The sampler was given fewer logits than it needs.
+    #[error("only {found} of the logits are there, and the sampler needs more")]
+    Unseen { found: usize },
     #[error("no token may come next: bias and constraint leave none")]
     NoneAllowed,
     #[error("the constraint cannot go on: {0}")]

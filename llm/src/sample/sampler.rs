@@ -6,7 +6,8 @@ use super::mirostat::Mirostat;
 use super::penalties::Penalties;
 use super::temperature::Temperature;
 use super::{
-    Constraint, Rng, SampleError, SamplerOptions, argmax, min_p, top_n_sigma, top_p, typical, xtc,
+    Constraint, Need, Rng, SampleError, SamplerOptions, Scores, min_p, top_n_sigma, top_p, typical,
+    xtc,
 };
 
 /// Chooses tokens, one after the other.
@@ -54,6 +55,38 @@ impl Sampler {
         self.dry.accept(token);
     }
 
+    /// Whether nothing but logit bias stands before top-k, and mirostat not in place of it.
+    fn is_plain(&self) -> bool {
+        !self.penalties.applies() && !self.dry.is_on() && self.mirostat.is_none()
+    }
+
+    /// Whether the token with the greatest logit is taken, whatever the others are.
+    fn is_greedy(&self) -> bool {
+        let opts = &self.opts;
+        let greedy = opts.temperature == 0.0 && opts.dynatemp_range == 0.0 || opts.top_k == 1;
+        let may_drop_best = opts.typical_p < 1.0 || opts.xtc_probability > 0.0;
+        greedy && self.is_plain() && opts.logit_bias.is_empty() && !may_drop_best
+    }
+
+    /// So many of the greatest logits are what top-k leaves something of; `None` when all logits
+    /// count.
+    fn most(&self) -> Option<usize> {
+        let opts = &self.opts;
+        // Biases that only take off leave the greatest among so many more.
+        let lowered = opts.logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
+        let first = lowered && opts.top_n_sigma <= 0.0 && opts.top_k > 0;
+        (first && self.is_plain()).then(|| opts.top_k.saturating_add(opts.logit_bias.len()))
+    }
+
+    /// What it must see of the logits to choose without a constraint; with one it must see all.
+    pub fn need(&self) -> Need {
+        match self.most() {
+            _ if self.is_greedy() => Need::Best(1),
+            Some(most) => Need::Best(most),
+            None => Need::All,
+        }
+    }
+
     /// Chooses a token. Without penalties it allocates only at the first call.
     ///
     /// # Errors
@@ -71,17 +104,25 @@ impl Sampler {
         logits: &[f32],
         constraint: Option<&mut dyn Constraint>,
     ) -> Result<u32, SampleError> {
-        let best = argmax(logits)?;
-        let opts = &self.opts;
-        let greedy = opts.temperature == 0.0 && opts.dynatemp_range == 0.0 || opts.top_k == 1;
-        let may_drop_best = opts.typical_p < 1.0 || opts.xtc_probability > 0.0;
-        let penalised = self.penalties.applies() || self.dry.is_on();
-        let plain = constraint.is_none() && !penalised && self.mirostat.is_none();
-        if greedy && plain && opts.logit_bias.is_empty() && !may_drop_best {
+        self.choose(Scores::All(logits), constraint)
+    }
+
+    /// As [`Sampler::sample_within`], from what [`Sampler::need`] asks for, or more.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample_within`], and when less is there.
+    pub fn choose(
+        &mut self,
+        scores: Scores<'_>,
+        constraint: Option<&mut dyn Constraint>,
+    ) -> Result<u32, SampleError> {
+        let best = scores.best()?;
+        if self.is_greedy() && constraint.is_none() {
             self.candidates.only(best);
             return Ok(best);
         }
-        self.cut(logits, plain, constraint)?;
+        let most = self.most().filter(|_| constraint.is_none());
+        self.cut(scores, most, constraint)?;
         let token = self.draw();
         if let Some(mirostat) = &mut self.mirostat {
             let p = self.candidates.items.iter().find(|c| c.token == token).map_or(1.0, |c| c.p);
@@ -100,30 +141,37 @@ impl Sampler {
     /// # Errors
     /// As [`Sampler::sample`].
     pub fn distribution(&mut self, logits: &[f32]) -> Result<&[Candidate], SampleError> {
-        argmax(logits)?;
-        self.cut(logits, false, None)?;
+        let scores = Scores::All(logits);
+        scores.best()?;
+        self.cut(scores, None, None)?;
         self.candidates.softmax();
         Ok(&self.candidates.items)
     }
 
-    /// Leaves what may be chosen among the candidates, at its temperature.
+    /// Leaves what may be chosen among the candidates, at its temperature. With `most`, so many of
+    /// the greatest logits are enough.
     fn cut(
         &mut self,
-        logits: &[f32],
-        plain: bool,
+        scores: Scores<'_>,
+        most: Option<usize>,
         constraint: Option<&mut dyn Constraint>,
     ) -> Result<(), SampleError> {
         let opts = &self.opts;
         let all = &mut self.candidates;
-        // Biases that only take off leave the greatest among so many more.
-        let lowered = opts.logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
-        let most = opts.top_k.saturating_add(opts.logit_bias.len());
-        if plain && lowered && opts.top_n_sigma <= 0.0 && opts.top_k > 0 && most <= logits.len() / 8
-        {
-            all.fill_top(logits, most);
-        } else {
-            all.fill(logits);
+        match (scores, most) {
+            (Scores::All(logits), Some(most)) if most <= logits.len() / 8 => {
+                all.fill_top(logits, most);
+            }
+            (Scores::All(logits), _) => all.fill(logits),
+            (Scores::Best { logits, tokens }, Some(most)) if scores.has(most) => {
+                all.fill_best(logits, tokens, most);
+            }
+            (Scores::Best { tokens, .. }, _) => {
+                return Err(SampleError::Unseen { found: tokens.len() });
+            }
         }
+        // With mirostat these are all that there are.
+        let vocab = all.items.len();
         all.add_bias(&opts.logit_bias);
         if self.penalties.applies() && self.mirostat.is_none() {
             self.penalties.apply(all);
@@ -145,7 +193,7 @@ impl Sampler {
         };
         if let Some(mirostat) = &self.mirostat {
             temperature.apply(all);
-            mirostat.apply(all, logits.len());
+            mirostat.apply(all, vocab);
             return Ok(());
         }
         top_n_sigma::apply(all, opts.top_n_sigma);

@@ -102,6 +102,10 @@ impl From<SubmitError> for ApiError {
                 code: Some("shutting_down"),
                 ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             },
+            SubmitError::Lost(_) => ApiError {
+                code: Some("device_lost"),
+                ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            },
             SubmitError::Prompt(error) => match *error {
                 // OpenAI's code, and llama.cpp's type: people's programs look at either.
                 EngineError::PromptTooLong { tokens, context } => ApiError {

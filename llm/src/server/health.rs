@@ -7,9 +7,16 @@ use serde_json::json;
 
 use super::{Shared, json_response};
 
-/// `GET /health`: the process lives.
-pub(super) async fn health() -> Response {
-    json_response(StatusCode::OK, &json!({ "status": "ok" }))
+/// `GET /health`: the process lives, and the model can be run; 503 with the reason when it cannot
+/// any more.
+pub(super) async fn health(State(app): Shared) -> Response {
+    match app.service.lost() {
+        None => json_response(StatusCode::OK, &json!({ "status": "ok" })),
+        Some(why) => {
+            let body = json!({ "status": "error", "error": { "message": why } });
+            json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
+        }
+    }
 }
 
 /// `GET /ready`: a request would be taken now. 503 when the queue is full or the server drains.

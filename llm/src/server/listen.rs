@@ -96,6 +96,34 @@ pub async fn serve(
     drain(&app, &listener, service, &tell, options).await;
 }
 
+/// As [`serve`], on this thread, for programs without a runtime of their own: until `end` tells, or
+/// its other end is gone.
+///
+/// # Errors
+/// When the listener cannot be used, or a runtime or thread cannot be had.
+pub fn serve_here(
+    app: Arc<App>,
+    listener: std::net::TcpListener,
+    options: ListenOptions,
+    end: std::sync::mpsc::Receiver<()>,
+) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (tell, told) = watch::channel(false);
+    std::thread::Builder::new().name("aether-end".to_owned()).spawn(move || {
+        // A sender that is gone means the same.
+        let _ = end.recv();
+        let _ = tell.send(true);
+    })?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        let mut told = told;
+        let end = async { drop(told.wait_for(|end| *end).await) };
+        serve(app, listener, options, end).await;
+        Ok(())
+    })
+}
+
 /// Lets running requests end. Probes are still answered meanwhile.
 async fn drain(
     app: &App,

@@ -57,7 +57,7 @@ mod wire;
 pub use auth::{Keys, Rates};
 pub use cors::Origins;
 pub use error::ApiError;
-pub use listen::{ListenOptions, serve};
+pub use listen::{ListenOptions, serve, serve_here};
 
 /// How to serve.
 #[derive(Clone, Debug)]

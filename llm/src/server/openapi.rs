@@ -238,7 +238,7 @@ const GETS: [(&str, &str, bool); 9] = [
     ("/api/version", "The version (Ollama)", true),
     ("/props", "How the server is set up (llama.cpp)", true),
     ("/slots", "What each slot is doing (llama.cpp)", true),
-    ("/health", "The process lives", false),
+    ("/health", "The process lives and the model can be run", false),
     ("/ready", "A request would be taken now", false),
     ("/metrics", "Counts and times, for Prometheus", false),
     ("/openapi.json", "This description", false),

@@ -1,14 +1,18 @@
 //! Bytes to a device and back.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::GpuError;
 use super::device::{Gpu, GpuTensor, PATIENCE};
 use super::registry::{Memory, Source};
-use std::sync::Arc;
 
 /// Bytes that are on their way to the device at most while weights are loaded.
 const IN_FLIGHT: u64 = 64 << 20;
+
+/// Bytes that are copied at once within a state.
+const PIECE: usize = 4 << 20;
 
 /// Writes bytes, the last word filled up with zeros.
 pub(crate) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
@@ -121,5 +125,46 @@ impl DeviceState {
         let pins = self.gpu.pin(std::slice::from_ref(&self.tensor))?;
         write(&self.gpu, &pins.buffers()[0], bytes);
         Ok(())
+    }
+    /// Copies the bytes of a range to where they begin at `to`.
+    ///
+    /// # Errors
+    /// When a range lies outside, or the device fails.
+    pub fn copy_within(&self, from: Range<usize>, to: usize) -> Result<(), GpuError> {
+        let (gpu, len) = (&self.gpu, from.len());
+        if from.end.max(to.saturating_add(len)) > self.bytes() {
+            return Err(GpuError::Device(format!("{from:?} to {to} is outside of a state")));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        if [from.start, to, len].iter().any(|n| !n.is_multiple_of(4)) {
+            // The device copies whole words.
+            let mut bytes = vec![0; from.end.max(to + len)];
+            self.read(&mut bytes)?;
+            bytes.copy_within(from, to);
+            return self.write(&bytes);
+        }
+        let pins = gpu.pin(std::slice::from_ref(&self.tensor))?;
+        let state = &pins.buffers()[0];
+        // A buffer is not copied to itself.
+        let piece = len.min(PIECE);
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let between = gpu.buffer("a copy", piece as u64, usage)?;
+        let mut encoder =
+            gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        let mut starts: Vec<usize> = (0..len).step_by(piece).collect();
+        if to > from.start {
+            // Where the ranges meet, the end is read before it is written.
+            starts.reverse();
+        }
+        for start in starts {
+            let bytes = piece.min(len - start) as u64;
+            let (source, target) = ((from.start + start) as u64, (to + start) as u64);
+            encoder.copy_buffer_to_buffer(state, source, &between, 0, bytes);
+            encoder.copy_buffer_to_buffer(&between, 0, state, target, bytes);
+        }
+        gpu.queue.submit([encoder.finish()]);
+        gpu.check()
     }
 }

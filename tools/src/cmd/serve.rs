@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aether_llm::engine::{LoadOptions, Model, Service, ServiceOptions};
+use aether_llm::engine::{LoadOptions, Model, Service, ServiceElsewhere, ServiceOptions};
 use aether_llm::sample::SamplerOptions;
 use aether_llm::server::{App, ListenOptions, Origins, Rates, ServerOptions, serve};
+use aether_runtime::Placement;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::{ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
@@ -116,8 +118,14 @@ pub struct ServeArgs {
     /// Do not offer the chat page at /
     #[arg(long)]
     pub no_ui: bool,
-    /// Compute on the CPU only
-    #[arg(long)]
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Compute on the CPU only; the same as --device cpu
+    #[arg(
+        long,
+        help_heading = "Device",
+        conflicts_with_all = ["device", "gpu", "gpu_layers", "gpu_memory"]
+    )]
     pub cpu_only: bool,
     /// Worker threads; 0 for one per core
     #[arg(short, long, default_value_t = 0)]
@@ -206,7 +214,8 @@ impl ServeArgs {
 /// Serves until the process is told to end.
 ///
 /// # Errors
-/// When the model cannot be loaded or the port cannot be had.
+/// When the model cannot be loaded or the port cannot be had, and when the GPU is lost under
+/// `--device gpu`.
 pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let path = args.model.path()?;
     let options = args.options(path.clone())?;
@@ -218,12 +227,23 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         rows: slots * args.speculate.rows()?.unwrap_or(1) + 32,
         batch: args.batch as usize,
         threads: args.threads,
+        gpu: args.device.open()?,
+        placement: args.device.placement(),
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &load)?;
     let service = ServiceOptions { queue: args.queue, chunk: args.prefill_chunk };
     let speculation = args.speculate.load(&model)?;
-    let service = Service::speculating(model, service, speculation.as_ref())?;
+    let falls_back = args.device.falls_back();
+    let on_cpu: ServiceElsewhere = Box::new(move |lost| {
+        if !falls_back {
+            return None;
+        }
+        tracing::warn!(error = %lost, "going on with the CPU");
+        let load = LoadOptions { gpu: None, placement: Placement::Whole, ..load.clone() };
+        Some(Model::load(&path, &load))
+    });
+    let service = Service::start_or(model, service, speculation.as_ref(), on_cpu)?;
     let app = App::new(service, options)?;
     // The engine has threads of its own: one is enough for the rest.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -269,13 +289,23 @@ async fn listen(args: &ServeArgs, app: Arc<App>) -> anyhow::Result<()> {
         output::note(&format!("{} on http://{address}", app.options.model_name));
         let (app, mut told) = (app.clone(), told.clone());
         tasks.push(tokio::spawn(async move {
-            // A sender that is gone means the same.
-            let end = async { drop(told.wait_for(|end| *end).await) };
+            let of_app = app.clone();
+            let end = async {
+                // A sender that is gone means the same.
+                let told = async { drop(told.wait_for(|end| *end).await) };
+                tokio::select! {
+                    () = told => {}
+                    _ = of_app.service.until_lost() => {}
+                }
+            };
             serve(app, listener, options, end).await;
         }));
     }
     for task in tasks {
         task.await.context("a listener ended early")?;
+    }
+    if let Some(why) = app.service.lost() {
+        bail!("{why}");
     }
     Ok(())
 }
