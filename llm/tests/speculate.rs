@@ -1,7 +1,6 @@
 //! Speculative decoding gives what comes without it, to the bit, in fewer calls of the model.
 
 #[path = "common/oracle.rs"]
-#[allow(dead_code)]
 mod oracle;
 #[path = "common/tiny.rs"]
 mod tiny;

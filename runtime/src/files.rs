@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +11,7 @@ use aether_codegen_cpu::{ConstBytes, ConstSource, DenseOnly};
 use aether_ir::tensor::Bytes;
 use aether_ir::{Const, ConstData, Module};
 use indexmap::IndexMap;
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, MmapMut};
 
 /// What is behind a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,26 @@ struct Mapped {
     backing: Backing,
 }
 
+/// A file whose bytes are copied when they are asked for.
+struct Copied {
+    file: Mutex<File>,
+    len: u64,
+}
+
+impl Copied {
+    /// A copy of a range, in memory of its own.
+    fn read(&self, offset: u64, bytes: u64) -> Result<Mmap, String> {
+        let failed = |error: std::io::Error| format!("cannot be read: {error}");
+        let len = usize::try_from(bytes).map_err(|e| e.to_string())?;
+        // A map is never empty.
+        let mut copy = MmapMut::map_anon(len.max(1)).map_err(failed)?;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        file.read_exact(&mut copy[..len]).map_err(failed)?;
+        copy.make_read_only().map_err(failed)
+    }
+}
+
 /// Serves the constants of modules from memory-mapped files.
 ///
 /// Files are found by the path that the module's text gives: one that is registered under that
@@ -35,6 +56,7 @@ struct Mapped {
 pub struct Files {
     base: PathBuf,
     open: Mutex<HashMap<String, Mapped>>,
+    copied: Mutex<HashMap<String, Arc<Copied>>>,
 }
 
 impl Files {
@@ -45,12 +67,29 @@ impl Files {
 
     /// As [`Files::new`] with relative paths from `base`.
     pub fn with_base(base: impl Into<PathBuf>) -> Self {
-        Files { base: base.into(), open: Mutex::default() }
+        Files { base: base.into(), ..Files::default() }
     }
 
     /// Serves `path`, as a module writes it, from this map.
     pub fn register(&self, path: impl Into<String>, map: Arc<Mmap>, backing: Backing) {
         self.lock().insert(path.into(), Mapped { map, backing });
+    }
+
+    /// Serves `path`, as a module writes it, from copies of what this open file has now. Once a
+    /// module is loaded the file is not read again: it may be cut, overwritten or deleted. A weight
+    /// that is packed when it is loaded is in memory once, as with a map.
+    ///
+    /// # Errors
+    /// When the file has no length.
+    pub fn register_copied(&self, path: impl Into<String>, file: File) -> std::io::Result<()> {
+        let len = file.metadata()?.len();
+        let copied = Arc::new(Copied { file: Mutex::new(file), len });
+        self.lock_copied().insert(path.into(), copied);
+        Ok(())
+    }
+
+    fn lock_copied(&self) -> MutexGuard<'_, HashMap<String, Arc<Copied>>> {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Mapped>> {
@@ -115,7 +154,12 @@ impl Files {
             if let ConstData::File { path, .. } = &constant.data
                 && !lengths.contains_key(path)
             {
-                lengths.insert(path.clone(), self.map(path)?.len() as u64);
+                let copied = self.lock_copied().get(path).map(|copied| copied.len);
+                let len = match copied {
+                    Some(len) => len,
+                    None => self.map(path)?.len() as u64,
+                };
+                lengths.insert(path.clone(), len);
             }
         }
         Ok(lengths)
@@ -125,6 +169,11 @@ impl Files {
         let ConstData::File { path, offset, bytes, .. } = &constant.data else {
             return Err("is not in a file".to_owned());
         };
+        let copied = self.lock_copied().get(path).cloned();
+        if let Some(copied) = copied {
+            let map = copied.read(*offset, *bytes).map_err(|e| format!("{path:?} {e}"))?;
+            return Ok(Part { map: Arc::new(map), range: 0..*bytes as usize });
+        }
         let map = self.map(path)?;
         let start = usize::try_from(*offset).ok();
         let end = offset.checked_add(*bytes).and_then(|end| usize::try_from(end).ok());

@@ -38,5 +38,7 @@ pub fn start_tracing() {
         .with_writer(std::io::stderr)
         .without_time()
         .with_target(false)
+        // What cannot be written, as on a full disk, is lost: to say so there would panic.
+        .log_internal_errors(false)
         .init();
 }

@@ -104,6 +104,8 @@ impl SpeculateArgs {
                     context: target.context_len(),
                     rows: slots,
                     slots,
+                    // As the target is.
+                    detached: target.gguf().parts()[0].file().is_some(),
                     ..LoadOptions::default()
                 };
                 let model = Model::load_beside(name.path()?, &options, target);

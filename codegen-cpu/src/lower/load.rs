@@ -230,6 +230,8 @@ impl<'a> Loader<'a> {
             });
         }
         let loc = self.keep_bytes(out);
+        // A copy of the file's bytes is not kept for who may ask for them again.
+        self.raw.remove(&name);
         self.packed.insert((name, target.layout), loc);
         Ok(loc)
     }

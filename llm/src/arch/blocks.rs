@@ -10,6 +10,7 @@ use aether_ir::{
 };
 
 use super::hparams::{Block, Hparams};
+use super::lora::{self, PairType, PairValue};
 use super::weights::const_name;
 use super::{ArchError, Bounds};
 
@@ -37,6 +38,8 @@ pub struct LayerBuilder<'a> {
     rows: Option<ValueId>,
     pub(super) rope_factors: Option<ValueId>,
     weights: HashMap<&'static str, ValueId>,
+    /// What adapters add to weights, by their names; taken out where it is added.
+    pairs: HashMap<&'static str, Vec<PairValue>>,
 }
 
 /// Where the tokens of a call stand.
@@ -177,11 +180,35 @@ impl<'a> LayerBuilder<'a> {
             rows,
             rope_factors,
             weights,
+            pairs: HashMap::new(),
         }
     }
 
-    pub(super) fn finish(self) -> Func {
-        self.f.finish(&[self.x, self.k_cache, self.v_cache])
+    /// Parameters for what adapters add, behind the weights.
+    pub(super) fn add_pairs(&mut self, pairs: &[PairType]) {
+        for (i, pair) in pairs.iter().enumerate() {
+            let value = pair.params(&mut self.f, i);
+            self.pairs.entry(pair.weight).or_default().push(value);
+        }
+    }
+
+    /// What adapters add to a weight.
+    pub(super) fn pairs(&mut self, weight: &str) -> Vec<PairValue> {
+        self.pairs.remove(weight).unwrap_or_default()
+    }
+
+    /// The function.
+    ///
+    /// # Errors
+    /// When an adapter changes a weight that is used otherwise than in a product.
+    pub(super) fn finish(self) -> Result<Func, ArchError> {
+        match self.pairs.keys().next() {
+            None => Ok(self.f.finish(&[self.x, self.k_cache, self.v_cache])),
+            Some(name) => Err(ArchError::Adapter {
+                path: self.path.to_owned(),
+                problem: format!("adapters cannot change {name} of this architecture"),
+            }),
+        }
     }
 
     pub(super) fn built<T>(&self, result: Result<T, BuildError>) -> Result<T, ArchError> {
@@ -283,7 +310,9 @@ impl<'a> LayerBuilder<'a> {
         name: &str,
     ) -> Result<ValueId, ArchError> {
         let w = self.weight(weight)?;
-        let out = product(&mut self.f, x, w);
+        let pairs = self.pairs(weight);
+        let out =
+            product(&mut self.f, x, w).and_then(|out| lora::adapted(&mut self.f, x, out, &pairs));
         let Some(&bias) = self.weights.get(bias) else { return self.named(out, name) };
         let out = self.named(out, &format!("{name}_product"))?;
         let sum = as_f32(&mut self.f, bias)

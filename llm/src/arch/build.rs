@@ -7,6 +7,7 @@ use aether_ir::{
 };
 
 use super::blocks::{self, Place, ROWS, TOKENS, cache_types, rows_type, stream_type};
+use super::lora::{self, Adapters, PairType, PairValue};
 use super::rope::RopeScaling;
 use super::weights::{Spec, TOKEN_EMBD, Weights};
 use super::{
@@ -14,9 +15,18 @@ use super::{
 };
 use crate::gguf::{Gguf, TensorInfo};
 
-/// Whether a block is the last, what it has for itself, and its weights by name and type: blocks
-/// with equal ones share a function.
-type Signature = (bool, Block, Vec<(&'static str, TensorType)>);
+/// What a block's function is made of; blocks with equal ones share a function.
+#[derive(Clone, Debug, PartialEq)]
+struct Signature {
+    /// Whether the block is the last.
+    last: bool,
+    /// What the block has for itself.
+    block: Block,
+    /// Its weights by name and type.
+    weights: Vec<(&'static str, TensorType)>,
+    /// What adapters add to them.
+    pairs: Vec<PairType>,
+}
 
 /// LongRoPE's factors beyond the original context, and up to it.
 const LONG_FACTORS: &str = "rope_factors_long.weight";
@@ -28,6 +38,7 @@ struct Builder<'g> {
     hp: &'g Hparams,
     bounds: &'g Bounds,
     weights: Weights<'g>,
+    adapters: Adapters<'g>,
     module: Module,
     /// Layer functions made so far.
     layers: Vec<(Signature, Arc<str>)>,
@@ -37,15 +48,15 @@ pub(super) fn module(
     arch: &dyn Architecture,
     gguf: &Gguf,
     file: &str,
-    hp: &Hparams,
-    bounds: &Bounds,
+    (hp, bounds): (&Hparams, &Bounds),
+    adapters: Adapters<'_>,
 ) -> Result<Module, ArchError> {
     let name = identifier(hp.name.as_deref().unwrap_or(arch.name()), "m_");
     let mut module = Module::new(name);
     module.declare_symbol(TOKENS, 1, bounds.batch.max(1) as u64);
     module.declare_symbol(ROWS, 1, bounds.rows.max(1) as u64);
     let weights = Weights::new(gguf, file);
-    let builder = Builder { arch, gguf, hp, bounds, weights, module, layers: Vec::new() };
+    let builder = Builder { arch, gguf, hp, bounds, weights, adapters, module, layers: Vec::new() };
     builder.build()
 }
 
@@ -95,17 +106,23 @@ impl<'g> Builder<'g> {
             let is_last = i + 1 == caches.len();
             operands.extend(is_last.then_some(Operand::from(rows)));
             operands.extend(factors.map(Operand::from));
-            let mut weights = Vec::new();
+            let (mut weights, mut pairs, mut pair_operands) = (Vec::new(), Vec::new(), Vec::new());
             let (block, prefix) = (hp.blocks[i], format!("blk.{i}."));
             for spec in self.arch.layer_weights(hp, &block) {
                 if let Some(tensor) = self.weights.find(&prefix, &spec)? {
                     let value = self.constant(&mut f, &tensor, &spec);
                     weights.push((spec.name, f.ty(value).clone()));
                     operands.push(value.into());
+                    for (ty, pair) in self.pairs(&mut f, &prefix, &spec)? {
+                        pairs.push(ty);
+                        pair_operands.extend(pair.values().map(Operand::from));
+                    }
                 }
             }
+            operands.extend(pair_operands);
             let factors_type = factors.map(|v| f.ty(v).clone());
-            let callee = self.layer((is_last, block, weights), factors_type.as_ref())?;
+            let signature = Signature { last: is_last, block, weights, pairs };
+            let callee = self.layer(signature, factors_type.as_ref())?;
             let of = if is_last { ROWS } else { TOKENS };
             let types = [stream_type(hp, of), k_type.clone(), v_type.clone()];
             let results = f.call(callee, &operands, &types);
@@ -120,16 +137,22 @@ impl<'g> Builder<'g> {
         let norm = self.weights.require(&norm_spec)?;
         let norm = self.constant(&mut f, &norm, &norm_spec);
         let head_spec = Spec::matrix("output.weight", hp.n_vocab, hp.n_embd).optional();
-        let head = match self.weights.find("", &head_spec)? {
-            Some(tensor) => self.constant(&mut f, &tensor, &head_spec),
+        let (head, head_pairs) = match self.weights.find("", &head_spec)? {
+            Some(tensor) => {
+                let head = self.constant(&mut f, &tensor, &head_spec);
+                (head, self.pairs(&mut f, "", &head_spec)?)
+            }
             // Tied to the embedding.
-            None => embd,
+            None => (embd, Vec::new()),
         };
+        let head_pairs: Vec<PairValue> = head_pairs.into_iter().map(|(_, pair)| pair).collect();
         let normed = blocks::rms_norm(&mut f, x, norm, hp.rms_eps);
         let normed = self.built(normed)?;
         f.name(normed, "normed");
         self.weights.all_used()?;
+        self.adapters.all_used()?;
         let logits = blocks::product(&mut f, normed, head)
+            .and_then(|logits| lora::adapted(&mut f, normed, logits, &head_pairs))
             .and_then(|logits| blocks::capped(&mut f, logits, hp.logit_softcap));
         let logits = self.built(logits)?;
         f.name(logits, "logits");
@@ -138,6 +161,19 @@ impl<'g> Builder<'g> {
         returns.extend(self.bounds.slots.map(|_| normed));
         self.module.add_func(f.finish(&returns));
         Ok(self.module)
+    }
+
+    /// What adapters add to a weight, as constants of the function.
+    fn pairs(
+        &mut self,
+        f: &mut FuncBuilder,
+        prefix: &str,
+        spec: &Spec,
+    ) -> Result<Vec<(PairType, PairValue)>, ArchError> {
+        let stacked = self.weights.stacked(prefix, spec);
+        let pairs = self.adapters.find(prefix, spec, stacked)?;
+        let declare = |pair| self.adapters.declare(&mut self.module, f, (prefix, spec), pair);
+        Ok(pairs.iter().map(declare).collect())
     }
 
     /// What divides the frequencies of the rotation: Llama 3's factors, or of LongRoPE's those for
@@ -191,12 +227,13 @@ impl<'g> Builder<'g> {
             self.hp,
             self.gguf.path(),
             self.bounds,
-            (signature.0, signature.1),
+            (signature.last, signature.block),
             factors,
-            &signature.2,
+            &signature.weights,
         );
+        layer.add_pairs(&signature.pairs);
         decoder::layer(&mut layer)?;
-        self.module.add_func(layer.finish());
+        self.module.add_func(layer.finish()?);
         self.layers.push((signature, name.clone()));
         Ok(name)
     }

@@ -26,10 +26,13 @@ pub enum ArchError {
     Part { path: PathBuf, count: u64 },
     #[error(
         "{}: this is {kind:?} (general.type), not a model; \
-         an adapter must be merged into its model before it can be used",
+         an adapter is given beside its model, with --lora",
         path.display()
     )]
     NotAModel { path: PathBuf, kind: String },
+    /// An adapter cannot be used, or not with this model.
+    #[error("{}: {problem}", path.display())]
+    Adapter { path: PathBuf, problem: String },
     /// A key has a value that makes no sense, or a variant that is not supported.
     #[error("{}: metadata key {key:?} is {value}, but {expected}", path.display())]
     Key { path: PathBuf, key: String, value: String, expected: String },

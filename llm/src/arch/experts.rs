@@ -137,18 +137,15 @@ impl LayerBuilder<'_> {
 
     fn experts(&mut self, experts: &Experts, x: ValueId, act: Op) -> Result<ValueId, ArchError> {
         let (ids, weights) = self.route(experts, x)?;
-        let count = || Attrs::new().with("experts", experts.count as i64);
-        let [gate, up, down] =
-            ["ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"]
-                .map(|name| self.weight(name));
+        let count = experts.count;
         let (tokens, one) = (self.row_count(x), Dim::new(1));
         let n = Dim::new(self.hparams.n_embd);
         let row = self.reshape(x, [tokens.clone(), one.clone(), n], "ffn_row")?;
-        let gate = self.op(Op::ExpertMatmul, &[row, gate?, ids], count(), "exps_gate")?;
-        let up = self.op(Op::ExpertMatmul, &[row, up?, ids], count(), "exps_up")?;
+        let gate = self.expert_product(row, "ffn_gate_exps.weight", ids, count, "exps_gate")?;
+        let up = self.expert_product(row, "ffn_up_exps.weight", ids, count, "exps_up")?;
         let gate = self.op(act, &[gate], Attrs::new(), "exps_act")?;
         let gated = self.op(Op::Mul, &[gate, up], Attrs::new(), "exps_gated")?;
-        let out = self.op(Op::ExpertMatmul, &[gated, down?, ids], count(), "exps_down")?;
+        let out = self.expert_product(gated, "ffn_down_exps.weight", ids, count, "exps_down")?;
         let weights = self.reshape(weights, [tokens, Dim::new(experts.used), one], "exps_share")?;
         let out = self.op(Op::Mul, &[out, weights], Attrs::new(), "exps_weighted")?;
         let out = self.op(Op::ReduceSum, &[out], axes(1), "exps_out")?;

@@ -192,7 +192,6 @@ impl LayerBuilder<'_> {
         let ty = TensorType::new(DType::I32, [self.row_count(x), Dim::new(heads)]);
         let ids = self.f.op_to(Op::Iota, &[], Attrs::new().with("axis", 1i64), ty);
         let ids = self.named(ids, &format!("{name}_heads"))?;
-        let w = self.weight(weight)?;
-        self.op(Op::ExpertMatmul, &[x, w, ids], Attrs::new().with("experts", heads as i64), name)
+        self.expert_product(x, weight, ids, heads, name)
     }
 }

@@ -42,6 +42,7 @@ mod head;
 mod hparams;
 mod latent;
 mod llama;
+mod lora;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -54,6 +55,7 @@ pub use experts::{Experts, Gating};
 pub use head::best_tokens;
 pub use hparams::{Block, Hparams};
 pub use latent::Latent;
+pub use lora::Adapter;
 pub use rope::{Rope, RopeMode, RopeScaling};
 pub use weights::{Spec, Weights, Within};
 
@@ -116,11 +118,12 @@ pub struct ModelIr {
 /// The architecture that a file names.
 ///
 /// # Errors
-/// When the key is missing or no architecture of that name is known, and when the file is a part of
-/// a model or something else than a model.
+/// When the key is missing or no architecture of that name is known, and when the file is in memory and
+/// a part of a model, or something else than a model.
 pub fn of(gguf: &Gguf) -> Result<&'static dyn Architecture, ArchError> {
     let path = || gguf.path().to_owned();
-    if let Some(count) = gguf.get_u64("split.count").optional()?.filter(|&count| count > 1) {
+    let count = gguf.get_u64("split.count").optional()?;
+    if let Some(count) = count.filter(|&count| count > 1 && gguf.parts().len() == 1) {
         return Err(ArchError::Part { path: path(), count });
     }
     if let Some(kind) = gguf.get_str("general.type").optional()?.filter(|&kind| kind != "model") {
@@ -135,14 +138,21 @@ pub fn of(gguf: &Gguf) -> Result<&'static dyn Architecture, ArchError> {
 }
 
 /// The model's module, with weights that name ranges of `file`: the path under which the text of
-/// the module will find the GGUF again.
+/// the module will find the GGUF again. The products of adapters are added to those of its weights.
 ///
 /// # Errors
-/// When the architecture is unknown, or a key or tensor is missing or does not fit.
-pub fn build(gguf: &Gguf, file: &str, bounds: &Bounds) -> Result<ModelIr, ArchError> {
+/// When the architecture is unknown, a key or tensor is missing or does not fit, or an adapter is
+/// made for another model.
+pub fn build(
+    gguf: &Gguf,
+    file: &str,
+    bounds: &Bounds,
+    adapters: &[Arc<Adapter>],
+) -> Result<ModelIr, ArchError> {
     let arch = of(gguf)?;
     let hparams = arch.hparams(gguf)?;
-    let module = build::module(arch, gguf, file, &hparams, bounds)?;
+    let adapters = lora::Adapters::new(adapters, arch.name())?;
+    let module = build::module(arch, gguf, file, (&hparams, bounds), adapters)?;
     Ok(ModelIr { module, hparams })
 }
 

@@ -128,6 +128,7 @@ impl<'g> Weights<'g> {
                 name,
                 dtype: tensor.dtype,
                 shape: file_order(&spec.shape),
+                part: tensor.part,
                 offset: tensor.offset + within.first * row,
                 bytes: spec.shape[0] * row,
             }));
@@ -180,6 +181,12 @@ impl<'g> Weights<'g> {
         Ok(())
     }
 
+    /// The tensor that has a weight's rows among others, where the file stacks them.
+    pub(super) fn stacked(&self, prefix: &str, spec: &Spec) -> Option<Within> {
+        let of = |within: &Within| self.gguf.tensor(&format!("{prefix}{}", within.name)).is_some();
+        spec.within.filter(of)
+    }
+
     /// Refuses a file that has tensors that nothing asked for: what they would do is not known.
     ///
     /// # Errors
@@ -214,19 +221,19 @@ impl<'g> Weights<'g> {
     ) -> (Arc<str>, TensorType) {
         let name: Arc<str> = const_name(&tensor.name).into();
         let ty = TensorType::new(tensor.dtype, spec.shape.iter().copied());
-        let data = ConstData::File {
-            path: self.file.to_owned(),
-            offset: tensor.offset,
-            bytes: tensor.bytes,
-            sha256: None,
+        let path = match tensor.part {
+            0 => self.file.to_owned(),
+            part => self.gguf.parts()[part].path().to_string_lossy().into_owned(),
         };
+        let data =
+            ConstData::File { path, offset: tensor.offset, bytes: tensor.bytes, sha256: None };
         module.add_const(name.clone(), ty.clone(), data);
         (name, ty)
     }
 }
 
 /// Row length first.
-fn file_order(shape: &[u64]) -> Vec<u64> {
+pub(super) fn file_order(shape: &[u64]) -> Vec<u64> {
     shape.iter().rev().copied().collect()
 }
 

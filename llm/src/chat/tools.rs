@@ -132,14 +132,41 @@ impl ToolForm {
 
     /// A grammar (llguidance's Lark) of one call of one of these functions.
     pub fn grammar(self, tools: &[&Tool]) -> String {
-        let key = if self == ToolForm::Llama { "parameters" } else { "arguments" };
-        let (before, after) = match self {
-            ToolForm::Hermes => ("\"<tool_call>\\n\" ", " \"\\n</tool_call>\""),
-            ToolForm::Mistral => ("\"[TOOL_CALLS][\" ", " \"]\""),
-            ToolForm::Llama => ("", ""),
+        let marker = match self {
+            ToolForm::Hermes => "\"<tool_call>\" ",
+            ToolForm::Mistral => "\"[TOOL_CALLS]\" ",
+            ToolForm::Llama => "\"{\\\"name\\\"\" ",
+        };
+        format!("start: {marker}call\n{}", self.rules(tools))
+    }
+
+    /// A grammar of any text with at most one call, in its end.
+    pub fn grammar_of_one(self, tools: &[&Tool]) -> String {
+        let marker = match self {
+            ToolForm::Hermes => "<tool_call>",
+            ToolForm::Mistral => "\\[TOOL_CALLS\\]",
+            ToolForm::Llama => "\\{\"name\"",
+        };
+        // Text and what begins a call are words that end where the marker does: words are as long
+        // as they can be.
+        format!(
+            "start: TEXT? | CALLED call\n\
+             TEXT: /(?s:.+)/ & ~/(?s:.*{marker}.*)/\n\
+             CALLED: /(?s:.*{marker})/ & ~/(?s:.*{marker}.+)/\n{}",
+            self.rules(tools)
+        )
+    }
+
+    /// The rule `call`: what comes after the marker of a call.
+    fn rules(self, tools: &[&Tool]) -> String {
+        let (before, name, key, after) = match self {
+            ToolForm::Hermes => ("\"\\n\" ", "{\\\"name\\\"", "arguments", " \"\\n</tool_call>\""),
+            ToolForm::Mistral => ("\"[\" ", "{\\\"name\\\"", "arguments", " \"]\""),
+            // The name's key is the marker.
+            ToolForm::Llama => ("", "", "parameters", ""),
         };
         let rules: Vec<String> = (0..tools.len()).map(|i| format!("call{i}")).collect();
-        let mut text = format!("start: {before}({}){after}\n", rules.join(" | "));
+        let mut text = format!("call: {before}({}){after}\n", rules.join(" | "));
         for (i, tool) in tools.iter().enumerate() {
             let mut schema = tool.parameters.clone();
             schema["x-guidance"] = json!({
@@ -147,10 +174,10 @@ impl ToolForm {
                 "item_separator": ", ",
                 "key_separator": ": ",
             });
-            let name = &tool.name;
+            let called = &tool.name;
             // A rule for each schema, so that its references are looked for in it.
             text += &format!(
-                "call{i}: \"{{\\\"name\\\": \\\"{name}\\\", \\\"{key}\\\": \" args{i} \"}}\"\n\
+                "call{i}: \"{name}: \\\"{called}\\\", \\\"{key}\\\": \" args{i} \"}}\"\n\
                  args{i}: %json {schema}\n"
             );
         }
@@ -263,10 +290,63 @@ mod tests {
         let (f, g) = (tool("f"), tool("g"));
         let text = ToolForm::Hermes.grammar(&[&f, &g]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], r#"start: "<tool_call>\n" (call0 | call1) "\n</tool_call>""#);
-        assert_eq!(lines[1], r#"call0: "{\"name\": \"f\", \"arguments\": " args0 "}""#);
-        assert!(lines[2].starts_with("args0: %json {\"type\":\"object\""), "{}", lines[2]);
+        assert_eq!(lines[0], r#"start: "<tool_call>" call"#);
+        assert_eq!(lines[1], r#"call: "\n" (call0 | call1) "\n</tool_call>""#);
+        assert_eq!(lines[2], r#"call0: "{\"name\": \"f\", \"arguments\": " args0 "}""#);
+        assert!(lines[3].starts_with("args0: %json {\"type\":\"object\""), "{}", lines[3]);
         assert!(ToolForm::Llama.grammar(&[&g]).contains(r#"\"g\", \"parameters\": " args0"#));
+    }
+
+    /// Whether a grammar admits a text, and whether the text could go on.
+    fn admitted(grammar: &str, text: &str) -> (bool, bool) {
+        use crate::grammar::Grammars;
+        let mut w = crate::gguf::GgufWriter::new();
+        let mut tokens: Vec<String> = (0..256).map(|i| format!("<0x{i:02X}>")).collect();
+        tokens.insert(0, "</s>".to_owned());
+        let types: Vec<i32> = std::iter::once(3).chain(std::iter::repeat_n(6, 256)).collect();
+        w.string("tokenizer.ggml.model", "llama")
+            .strings("tokenizer.ggml.tokens", &tokens)
+            .values("tokenizer.ggml.scores", &[0.0f32; 257])
+            .values("tokenizer.ggml.token_type", &types)
+            .value("tokenizer.ggml.eos_token_id", 0u32);
+        let gguf = crate::gguf::Gguf::from_bytes("bytes.gguf", &w.to_bytes()).unwrap();
+        let tokenizer = crate::tokenizer::Tokenizer::from_gguf(&gguf).unwrap();
+        let mut constraint = Grammars::new(&tokenizer).unwrap().lark(grammar).unwrap();
+        for byte in text.bytes() {
+            let token = 1 + u32::from(byte);
+            if !constraint.allowed().unwrap().contains(token) {
+                return (false, false);
+            }
+            constraint.accept(token).unwrap();
+        }
+        let set = constraint.allowed().unwrap();
+        (set.contains(0), (1..257).any(|token| set.contains(token)))
+    }
+
+    #[test]
+    fn one_call_is_the_most() {
+        let tools = Tool::parse_list(json!([{ "type": "function", "function": {
+            "name": "f", "parameters": { "type": "object", "properties": {} },
+        } }]));
+        let tools = tools.unwrap();
+        let tools: Vec<&Tool> = tools.iter().collect();
+        let forms = [
+            (ToolForm::Hermes, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>"),
+            (ToolForm::Mistral, "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}]"),
+            (ToolForm::Llama, "{\"name\": \"f\", \"parameters\": {}}"),
+        ];
+        for (form, call) in forms {
+            let grammar = form.grammar_of_one(&tools);
+            for text in ["", "Hi", "a <tool [TOOL {\"nam é \n/"] {
+                assert_eq!(admitted(&grammar, text), (true, true), "{form:?} {text}");
+                let called = format!("{text}{call}");
+                assert_eq!(admitted(&grammar, &called), (true, false), "{form:?} {called}");
+                assert!(!admitted(&grammar, &format!("{called}{call}")).0, "{form:?}");
+                assert!(!admitted(&grammar, &format!("{called}\n{call}")).0, "{form:?}");
+            }
+            let other = call.replace("\"f\"", "\"g\"");
+            assert!(!admitted(&grammar, &other).0, "{form:?}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use aether_runtime::{Arena, Backing, Executable, Files, Isa, Options, Placement,
 use super::EngineError;
 use super::forms::{Form, Forms, Picking};
 use super::interface::Interface;
-use crate::arch::{self, Bounds, Hparams, MAIN, ModelIr};
-use crate::gguf::Gguf;
+use crate::arch::{self, Adapter, Bounds, Hparams, MAIN, ModelIr};
+use crate::gguf::{Gguf, GgufError, Part};
 use crate::tokenizer::Tokenizer;
 
 /// The greatest context that is used without being asked for.
@@ -49,6 +49,12 @@ pub struct LoadOptions {
     pub placement: Placement,
     /// Where the best tokens are found for samplers that need no others.
     pub picking: Picking,
+    /// Read the file while loading only, and keep copies of the weights that are used as they are
+    /// in it: then the file may be cut, overwritten or deleted while the model runs. A map shares
+    /// these with other processes, and can be dropped from memory.
+    pub detached: bool,
+    /// LoRA adapters, whose products are added to those of the weights.
+    pub adapters: Vec<Arc<Adapter>>,
 }
 
 impl Default for LoadOptions {
@@ -67,6 +73,8 @@ impl Default for LoadOptions {
             gpu: None,
             placement: Placement::Whole,
             picking: Picking::Auto,
+            detached: false,
+            adapters: Vec::new(),
         }
     }
 }
@@ -81,6 +89,7 @@ pub struct Model {
     pub(super) forms: Forms,
     pool: Arc<Pool>,
     load_time: Duration,
+    adapters: Vec<Arc<Adapter>>,
 }
 
 impl Model {
@@ -91,8 +100,7 @@ impl Model {
     /// is missing in it, or `options.ir` does not fit.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Model>, EngineError> {
         let start = Instant::now();
-        let gguf = Gguf::open(path)?;
-        Model::ready(gguf, Backing::File, options, start, None)
+        Model::ready(opened(path, options)?, Backing::File, options, start, None)
     }
 
     /// As [`Model::load`], with the workers of a model that never runs at the same time, such as the
@@ -106,8 +114,8 @@ impl Model {
         other: &Model,
     ) -> Result<Arc<Model>, EngineError> {
         let start = Instant::now();
-        let gguf = Gguf::open(path)?;
         let options = LoadOptions { threads: other.pool.threads(), ..options.clone() };
+        let gguf = opened(path, &options)?;
         Model::ready(gguf, Backing::File, &options, start, Some(other.pool.clone()))
     }
 
@@ -135,7 +143,7 @@ impl Model {
         let slots = (options.slots > 0).then_some(options.slots);
         let bounds = Bounds { context: context.max(1), batch, rows: options.rows.max(1), slots };
         let file = gguf.path().to_string_lossy();
-        let built = arch::build(gguf, &file, &bounds)?;
+        let built = arch::build(gguf, &file, &bounds, &options.adapters)?;
         if context as u64 > built.hparams.n_ctx_train {
             tracing::warn!(
                 context,
@@ -156,7 +164,12 @@ impl Model {
         let ModelIr { module, hparams } = Model::build_ir(&gguf, options)?;
         let module = options.ir.clone().unwrap_or(module);
         let interface = Interface::of(&module)?;
-        let files = files(&gguf, backing, &module);
+        let files = Files::new();
+        register(&files, &gguf, backing, &module)?;
+        for adapter in &options.adapters {
+            // Pages of its map are never given back: it may be in memory alone.
+            register(&files, adapter.gguf(), Backing::Memory, &module)?;
+        }
         let compile = Options {
             entry: MAIN.to_owned(),
             threads: options.threads,
@@ -200,7 +213,18 @@ impl Model {
             }
         };
         let load_time = start.elapsed();
-        Ok(Arc::new(Model { gguf, tokenizer, hparams, module, interface, forms, pool, load_time }))
+        let adapters = options.adapters.clone();
+        Ok(Arc::new(Model {
+            gguf,
+            tokenizer,
+            hparams,
+            module,
+            interface,
+            forms,
+            pool,
+            load_time,
+            adapters,
+        }))
     }
 
     /// The file.
@@ -276,24 +300,53 @@ impl Model {
         self.interface.caches.iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// The LoRA adapters that are part of it.
+    pub fn adapters(&self) -> &[Arc<Adapter>] {
+        &self.adapters
+    }
+
     /// How long loading took.
     pub fn load_time(&self) -> Duration {
         self.load_time
     }
 }
 
-/// Serves the module's constants from the model's map.
-fn files(gguf: &Gguf, backing: Backing, module: &Module) -> Files {
-    let files = Files::new();
-    let own = gguf.path().to_string_lossy().into_owned();
-    for constant in module.consts.values() {
-        if let ConstData::File { path, .. } = &constant.data {
-            let same_name = Path::new(path).file_name() == gguf.path().file_name();
-            if *path != own && same_name {
-                files.register(path.clone(), gguf.map().clone(), backing);
+fn opened(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Gguf, GgufError> {
+    match options.detached {
+        true => Gguf::open_detached(path),
+        false => Gguf::open(path),
+    }
+}
+
+/// Serves the module's constants from the files of a model or an adapter.
+fn register(
+    files: &Files,
+    gguf: &Gguf,
+    backing: Backing,
+    module: &Module,
+) -> Result<(), EngineError> {
+    let register = |part: &Part, path: String| match part.file() {
+        None => {
+            files.register(path, part.map().clone(), backing);
+            Ok(())
+        }
+        Some(file) => {
+            file.try_clone().and_then(|file| files.register_copied(path, file)).map_err(|source| {
+                GgufError::Io { path: part.path().to_owned(), doing: "read", source }
+            })
+        }
+    };
+    for part in gguf.parts() {
+        let own = part.path().to_string_lossy().into_owned();
+        for constant in module.consts.values() {
+            if let ConstData::File { path, .. } = &constant.data {
+                let same_name = Path::new(path).file_name() == part.path().file_name();
+                if *path != own && same_name {
+                    register(part, path.clone())?;
+                }
             }
         }
+        register(part, own)?;
     }
-    files.register(own, gguf.map().clone(), backing);
-    files
+    Ok(())
 }

@@ -22,6 +22,9 @@ pub enum GgufError {
     /// A field of the file cannot be believed.
     #[error("{}: {field} (byte {at}): {problem}", path.display())]
     Format { path: PathBuf, at: u64, field: String, problem: Problem },
+    /// The files of a split model do not make one.
+    #[error("{}: {problem}", path.display())]
+    Split { path: PathBuf, problem: String },
     /// The metadata lacks a key.
     #[error("{}: metadata has no key {}, which should be {expected}", path.display(), quoted(key))]
     MissingKey { path: PathBuf, key: String, expected: &'static str },

@@ -30,8 +30,19 @@ pub fn text(gguf: &Gguf) -> String {
         gguf.metadata().len(),
         gguf.tensors().len(),
         gguf.alignment(),
-        size(gguf.map().len() as u64),
+        size(gguf.mapped_bytes()),
     );
+    if let [_, rest @ ..] = gguf.parts()
+        && !rest.is_empty()
+    {
+        out.pop();
+        let _ = writeln!(
+            out,
+            "in {} files, up to {}\n",
+            rest.len() + 1,
+            rest[rest.len() - 1].path().display()
+        );
+    }
 
     let rows: Vec<_> = gguf.metadata().map(|(k, v)| [escape(k), v.type_text(), show(v)]).collect();
     table(&mut out, ["key", "type", "value"], &rows, [false, false, false]);
@@ -64,7 +75,7 @@ pub fn text(gguf: &Gguf) -> String {
 /// The same as an object: `path`, `version`, `alignment`, `file_bytes`, `metadata` (for each key
 /// its `type` and `value`; an array has its `length`, and of long ones only the first items as
 /// `value`), `tensors` (`name`, `type`, `shape` with the row length first, `bytes`, `offset`) and
-/// `totals`. Numbers that JSON has not are strings: `NaN`, `inf`, `-inf`.
+/// `totals`; of a split model also `parts`, the paths of its files, and of each tensor its `part` from 0. Numbers that JSON has not are strings: `NaN`, `inf`, `-inf`.
 pub fn json(gguf: &Gguf) -> serde_json::Value {
     let metadata: Map<String, serde_json::Value> = gguf
         .metadata()
@@ -80,17 +91,22 @@ pub fn json(gguf: &Gguf) -> serde_json::Value {
             (key.to_owned(), entry)
         })
         .collect();
+    let split = gguf.parts().len() > 1;
     let tensors: Vec<_> = gguf
         .tensors()
         .iter()
         .map(|t| {
-            json!({
+            let mut row = json!({
                 "name": t.name,
                 "type": t.dtype.name(),
                 "shape": t.shape,
                 "bytes": t.bytes,
                 "offset": t.offset,
-            })
+            });
+            if split {
+                row["part"] = t.part.into();
+            }
+            row
         })
         .collect();
     let totals: Map<String, serde_json::Value> = totals(gguf.tensors())
@@ -100,15 +116,19 @@ pub fn json(gguf: &Gguf) -> serde_json::Value {
             (dtype.name().to_owned(), total)
         })
         .collect();
-    json!({
+    let mut all = json!({
         "path": gguf.path().to_string_lossy(),
         "version": gguf.version(),
         "alignment": gguf.alignment(),
-        "file_bytes": gguf.map().len(),
+        "file_bytes": gguf.mapped_bytes(),
         "metadata": metadata,
         "tensors": tensors,
         "totals": totals,
-    })
+    });
+    if split {
+        all["parts"] = gguf.parts().iter().map(|part| part.path().to_string_lossy()).collect();
+    }
+    all
 }
 
 #[derive(Clone, Copy, Default)]

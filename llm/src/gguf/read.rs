@@ -36,6 +36,8 @@ pub(super) struct Entry {
 /// The checked head of a file.
 #[derive(Debug)]
 pub(super) struct Head {
+    /// Where it ends.
+    pub end: usize,
     pub version: u32,
     pub alignment: u64,
     pub keys: IndexMap<String, Entry>,
@@ -190,7 +192,7 @@ pub(super) fn head(bytes: &[u8]) -> Result<Head, Fault> {
     let keys = keys(&mut cur, key_count)?;
     let alignment = alignment(bytes, &keys)?;
     let (tensors, by_name) = tensors(&mut cur, tensor_count, alignment)?;
-    Ok(Head { version, alignment, keys, tensors, by_name })
+    Ok(Head { end: cur.at, version, alignment, keys, tensors, by_name })
 }
 
 fn keys(cur: &mut Cursor<'_>, count: usize) -> Result<IndexMap<String, Entry>, Fault> {
@@ -282,7 +284,7 @@ fn tensor(cur: &mut Cursor<'_>, name: &str) -> Result<(TensorInfo, usize), Fault
     })?;
     let at = cur.at;
     let offset = cur.u64(format_args!("offset of tensor {shown}"))?;
-    Ok((TensorInfo { name: name.to_owned(), dtype, shape, offset, bytes }, at))
+    Ok((TensorInfo { name: name.to_owned(), dtype, shape, part: 0, offset, bytes }, at))
 }
 
 /// Makes offsets absolute and proves that all data lies inside the file, aligned and apart.

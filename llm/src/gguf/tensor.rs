@@ -46,7 +46,11 @@ pub struct TensorInfo {
     /// The dimensions in ggml's order: the first is the length of a row, whose elements lie next
     /// to each other. At most four, none zero.
     pub shape: Vec<u64>,
-    /// Where the data begins, from the start of the file.
+    /// The file that the data is in, where a model is split into several ([`Gguf::parts`]).
+    ///
+    /// [`Gguf::parts`]: super::Gguf::parts
+    pub part: usize,
+    /// Where the data begins, from the start of its file.
     pub offset: u64,
     /// The length of the data.
     pub bytes: u64,

@@ -137,8 +137,23 @@ fn translate(mut given: Fields) -> Result<Fields, ApiError> {
                 ));
             }
         };
+        if choice.take("disable_parallel_tool_use")? == Some(true) {
+            out.insert("parallel_tool_calls".to_owned(), false.into());
+        }
         choice.finish()?;
         out.insert("tool_choice".to_owned(), value);
+    }
+    if let Some(mut thinking) = given.object("thinking")? {
+        let kind: String = thinking.need("type")?;
+        if kind != "disabled" {
+            let message = format!(
+                "`thinking` of type `{kind}` is not supported, only `disabled`: thoughts are not \
+                 told apart from the answer"
+            );
+            return Err(ApiError::unsupported("thinking.type", message));
+        }
+        thinking.finish()?;
+        out.insert("chat_template_kwargs".to_owned(), json!({ "enable_thinking": false }));
     }
     given.finish()?;
     Fields::of(out.into(), "")

@@ -6,8 +6,11 @@
 //! everything a client sends has a limit: bytes of the body and time for it, depth of JSON, tokens
 //! of prompt and answer, choices, stop texts.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -211,6 +214,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/infill", post(native::infill))
         .route("/props", get(props::props))
         .route("/slots", get(props::slots))
+        .route("/lora-adapters", get(props::adapters).post(props::scale_adapters))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/responses", post(responses::responses))
@@ -228,6 +232,7 @@ pub fn router(app: Arc<App>) -> Router {
     open.merge(closed)
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(caught))
         .layer(middleware::from_fn_with_state(app.clone(), outer))
         .with_state(app)
 }
@@ -252,6 +257,20 @@ async fn guard(State(app): Shared, request: HttpRequest, next: Next) -> Response
         Ok(caller) => auth::CALLER.scope(caller, next.run(request)).await,
         Err(error) => error.into_response(),
     }
+}
+
+/// A handler that panics answers with an error, as all that fails; its connection goes on.
+async fn caught(request: HttpRequest, next: Next) -> Response {
+    let mut answer = std::pin::pin!(next.run(request));
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| {
+            tracing::error!("a request panicked");
+            let error = ApiError::internal("the request panicked; this is a fault of the server");
+            Poll::Ready(error.into_response())
+        })
+    })
+    .await
 }
 
 /// What every response gets: an id, and headers for browsers.
@@ -296,5 +315,41 @@ async fn apart<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => Err(ApiError::internal(format!("the request could not be read: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_that_panics_answers_with_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let broken = get(|| async {
+                if true {
+                    panic!("as a test wants it")
+                }
+            });
+            let router: Router = Router::new()
+                .route("/broken", broken)
+                .route("/good", get(|| async { "good" }))
+                .layer(middleware::from_fn(caught));
+            let service = router.into_service::<Body>();
+            for (path, status) in [("/broken", 500), ("/good", 200), ("/broken", 500)] {
+                let request = HttpRequest::get(path).body(Body::empty()).unwrap();
+                let answer = hyper::service::Service::call(
+                    &hyper_util::service::TowerToHyperService::new(service.clone()),
+                    request,
+                );
+                let answer = answer.await.unwrap();
+                assert_eq!(answer.status(), status, "{path}");
+                if status == 500 {
+                    let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+                    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                    assert_eq!(body["error"]["type"], "server_error");
+                }
+            }
+        });
     }
 }

@@ -113,7 +113,7 @@ const CHAT: [Field; 4] = [
     ("logprobs", Flag, "with every token its log-probability"),
     ("top_logprobs", Integer, "and those of the most probable tokens"),
     ("tool_choice", Any, "none, auto, required, or a function"),
-    ("parallel_tool_calls", Flag, "true only"),
+    ("parallel_tool_calls", Flag, "false: at most one call in an answer"),
 ];
 
 const COMPLETIONS: [Field; 4] = [
@@ -156,7 +156,7 @@ const RESPONSES: [Field; 11] = [
     ("metadata", Object, "changes nothing"),
     ("store", Flag, "false only"),
 ];
-const MESSAGES: [Field; 12] = [
+const MESSAGES: [Field; 13] = [
     ("messages", List, "role and content of each"),
     ("max_tokens", Integer, "most new tokens"),
     ("system", Any, "a system message"),
@@ -168,6 +168,7 @@ const MESSAGES: [Field; 12] = [
     ("stop_sequences", List, "texts that end the answer"),
     ("tools", List, "functions that may be called"),
     ("tool_choice", Object, "auto, any, none, or a tool"),
+    ("thinking", Object, "type disabled tells templates that know it not to think"),
     ("metadata", Object, "changes nothing"),
 ];
 const OLLAMA: [Field; 5] = [
@@ -232,12 +233,13 @@ const POSTS: [(&str, &str, &[&[Field]]); 16] = [
 ];
 
 /// Calls without a body, and whether they need a key.
-const GETS: [(&str, &str, bool); 9] = [
+const GETS: [(&str, &str, bool); 10] = [
     ("/v1/models", "The model", true),
     ("/api/tags", "The model (Ollama)", true),
     ("/api/version", "The version (Ollama)", true),
     ("/props", "How the server is set up (llama.cpp)", true),
     ("/slots", "What each slot is doing (llama.cpp)", true),
+    ("/lora-adapters", "The LoRA adapters and their scales (llama.cpp)", true),
     ("/health", "The process lives and the model can be run", false),
     ("/ready", "A request would be taken now", false),
     ("/metrics", "Counts and times, for Prometheus", false),

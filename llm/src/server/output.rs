@@ -101,10 +101,7 @@ impl Output {
             None => Vec::new(),
         };
         let choice = choice(fields)?;
-        if fields.take("parallel_tool_calls")? == Some(false) {
-            let message = "`parallel_tool_calls` cannot be false: the model decides";
-            return Err(ApiError::unsupported("parallel_tool_calls", message));
-        }
+        let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
         let mut must = Must::take(fields)?;
         let form = app.template.tool_form();
         let wanted = |message: &str| ApiError::field("tool_choice", message);
@@ -123,6 +120,10 @@ impl Output {
             must = Must::Call(form.grammar(&called));
         }
         let may_call = !tools.is_empty() && !matches!(choice, Choice::None);
+        // A call that is required is one; who is free to call, or to answer in a given form, is not.
+        if may_call && !parallel && matches!(must, Must::Anything) {
+            must = Must::Call(form.grammar_of_one(&tools.iter().collect::<Vec<_>>()));
+        }
         Ok(Output { tools, form: may_call.then_some(form), must })
     }
 

@@ -1,13 +1,16 @@
 //! llama.cpp's `GET /props` and `/slots`: how the server is set up, and what it is doing.
 
-use axum::extract::State;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::request::Common;
-use super::{Shared, json_response, wire};
+use super::{App, Shared, fields, json_response, wire};
+use crate::arch::Adapter;
 
 /// `GET /props`.
 pub(super) async fn props(State(app): Shared) -> Result<Response, ApiError> {
@@ -58,6 +61,55 @@ pub(super) async fn slots(State(app): Shared) -> Result<Response, ApiError> {
     };
     let all: Value = app.service.slot_states().into_iter().enumerate().map(one).collect();
     Ok(json_response(StatusCode::OK, &all))
+}
+
+/// `GET /lora-adapters`: the adapters that the model was loaded with.
+pub(super) async fn adapters(State(app): Shared) -> Response {
+    json_response(StatusCode::OK, &listed(&app))
+}
+
+fn listed(app: &App) -> Value {
+    let one = |(id, adapter): (usize, &Arc<Adapter>)| json!({ "id": id, "path": adapter.gguf().path(), "scale": adapter.scale() });
+    app.model().adapters().iter().enumerate().map(one).collect()
+}
+
+/// `POST /lora-adapters`: what is asked for must be how it is, since scales are part of the module.
+pub(super) async fn scale_adapters(
+    State(app): Shared,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let limit = (app.options.max_body, app.options.body_time);
+    let bytes = fields::read_body(request.into_body(), limit.0, limit.1).await?;
+    let wanted: Vec<Scale> = serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::invalid(format!("a list of adapters with id and scale: {e}")))?;
+    let adapters = app.model().adapters();
+    for Scale { id, .. } in &wanted {
+        if *id >= adapters.len() {
+            let message = format!("there is no adapter {id}; there are {}", adapters.len());
+            return Err(ApiError::field("id", message));
+        }
+    }
+    // llama.cpp turns off those that are not named.
+    for (id, adapter) in adapters.iter().enumerate() {
+        let scale = wanted.iter().rfind(|w| w.id == id).map_or(0.0, |w| w.scale);
+        if scale != adapter.scale() {
+            let message = format!(
+                "adapter {id} has the scale {}; scales are set when the server starts \
+                 (--lora-scaled)",
+                adapter.scale()
+            );
+            return Err(ApiError::unsupported("scale", message));
+        }
+    }
+    Ok(json_response(StatusCode::OK, &json!({ "success": true })))
+}
+
+/// A scale that is asked for.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scale {
+    id: usize,
+    scale: f32,
 }
 
 /// 501: the server was started without this.

@@ -3,10 +3,12 @@
 //! A file of the repository ends where its tensors' data begin. The data are computed here as they
 //! were there: a value depends on the tensor's name and its place alone.
 
+#![allow(dead_code)] // each program that includes this file uses a part of it
+
 use std::path::PathBuf;
 
 use aether_ir::DType;
-use aether_llm::gguf::{Gguf, GgufWriter, Value, ValueType};
+use aether_llm::gguf::{Gguf, GgufWriter, TensorInfo, Value, ValueType};
 use serde::Deserialize;
 
 /// A model's expectations.
@@ -53,6 +55,18 @@ impl Oracle {
 /// The same model with its matrices quantised, where whole blocks and whole groups of rows fit, but
 /// for the routers: files have those in f32.
 pub fn quantized(gguf: &Gguf, dtype: DType) -> Gguf {
+    changed(gguf, |tensor, _| {
+        let blocks = match tensor.shape[..] {
+            [k, n] => k % 32 == 0 && n > 1 && !tensor.name.contains("gate_inp"),
+            [k, n, _] => k % 32 == 0 && n % 16 == 0,
+            _ => false,
+        };
+        if blocks { dtype } else { tensor.dtype }
+    })
+}
+
+/// The same model with other values in its tensors, and of other types.
+pub fn changed(gguf: &Gguf, mut change: impl FnMut(&TensorInfo, &mut [f32]) -> DType) -> Gguf {
     let mut w = GgufWriter::new();
     for (key, value) in gguf.metadata() {
         match value {
@@ -72,13 +86,8 @@ pub fn quantized(gguf: &Gguf, dtype: DType) -> Gguf {
         };
     }
     for tensor in gguf.tensors() {
-        let values: Vec<f32> = weights(&tensor.name, &tensor.shape).collect();
-        let blocks = match tensor.shape[..] {
-            [k, n] => k % 32 == 0 && n > 1 && !tensor.name.contains("gate_inp"),
-            [k, n, _] => k % 32 == 0 && n % 16 == 0,
-            _ => false,
-        };
-        let dtype = if blocks { dtype } else { tensor.dtype };
+        let mut values: Vec<f32> = weights(&tensor.name, &tensor.shape).collect();
+        let dtype = change(tensor, &mut values);
         w.tensor_from_f32(tensor.name.clone(), dtype, &tensor.shape, &values).unwrap();
     }
     Gguf::from_bytes(gguf.path(), &w.to_bytes()).unwrap()

@@ -335,6 +335,43 @@ fn two_processes_download_once() {
     assert_eq!(place.files(), DONE);
 }
 
+/// The system refuses to let the file grow, in the middle of the download: what came is kept and
+/// gone on with, and the message names the file.
+#[cfg(unix)]
+#[test]
+fn a_file_that_cannot_grow_ends_the_download_and_is_gone_on_with() {
+    let content = random_bytes(1_000_000, 18);
+    let server = Server::start(content.clone(), &[]);
+    let place = Place::new();
+    let entry = entry(&content, vec![hub_source()]);
+    let extra = place.folder.path().join("extra.json");
+    std::fs::write(&extra, serde_json::json!({ "models": [entry] }).to_string()).unwrap();
+    let run = |limit: &str| {
+        // The signal is ignored, so that the write fails as on a full disk.
+        let script =
+            format!("trap '' XFSZ; {limit}; exec \"$0\" --exact child_process --nocapture");
+        Command::new("sh")
+            .args(["-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .env("HUB_TEST_CHILD", "1")
+            .env("AETHER_HOME", place.cache.root())
+            .env("AETHER_CATALOGUE", &extra)
+            .env("HF_ENDPOINT", server.url())
+            .output()
+            .unwrap()
+    };
+    let output = run("ulimit -f 800");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("action: \"write\"") && text.contains(".partial"), "{text}");
+    let output = run(":");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(read(&place.cache.model_path(&entry)), content);
+    assert_eq!(place.files(), DONE);
+    let seen = server.seen();
+    assert!(seen.len() == 2 && seen[1].range.is_some(), "{seen:?}");
+}
+
 #[test]
 fn next_source_is_tried() {
     let content = random_bytes(200_000, 17);

@@ -11,7 +11,7 @@ fn every_described_field_is_understood() {
     assert_eq!(status, 200);
     let all: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     let paths = all["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 25);
+    assert_eq!(paths.len(), 26);
     for (path, methods) in paths {
         if methods.get("get").is_some() {
             assert_eq!(server.send("GET", path, "", b"").0, 200, "{path}");

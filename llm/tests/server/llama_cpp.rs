@@ -209,3 +209,43 @@ fn drafts_change_no_answer_and_are_counted() {
     let (status, refused) = server.post("/completion", &many);
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("speculative.n_max")));
 }
+
+#[test]
+fn adapters_are_listed_and_keep_their_scales() {
+    let server = Server::plain();
+    let (status, answer) = server.send("GET", "/lora-adapters", "", b"");
+    assert!(status == 200 && answer.ends_with("[]"), "{answer}");
+    let mut w = aether_llm::gguf::GgufWriter::new();
+    w.string("general.type", "adapter").string("adapter.type", "lora");
+    w.string("general.architecture", "llama");
+    for (end, shape) in [("a", [64, 2]), ("b", [2, 64])] {
+        let name = format!("blk.0.attn_q.weight.lora_{end}");
+        w.tensor_from_f32(name, aether_ir::DType::F32, &shape, &[0.25; 128]).unwrap();
+    }
+    let gguf = aether_llm::gguf::Gguf::from_bytes("one.gguf", &w.to_bytes()).unwrap();
+    let adapter = aether_llm::arch::Adapter::new(gguf, 0.5).unwrap();
+    let load = aether_llm::engine::LoadOptions {
+        adapters: vec![std::sync::Arc::new(adapter)],
+        ..Server::load()
+    };
+    let model = aether_llm::engine::Model::from_memory(
+        super::tiny::Tiny::llama(super::tiny::FLOATS).gguf(),
+        &load,
+    );
+    let server = Server::with_model(model.unwrap(), ServerOptions::default(), 8);
+    let (_, answer) = server.send("GET", "/lora-adapters", "", b"");
+    assert!(answer.ends_with(r#"[{"id":0,"path":"one.gguf","scale":0.5}]"#), "{answer}");
+    let (status, answer) = server.post("/lora-adapters", &json!([{ "id": 0, "scale": 0.5 }]));
+    assert_eq!((status, answer), (200, json!({ "success": true })));
+    for (body, says) in [
+        (json!([{ "id": 0, "scale": 1.0 }]), "scales are set when the server starts"),
+        (json!([]), "scales are set when the server starts"),
+        (json!([{ "id": 1, "scale": 1.0 }]), "there is no adapter 1"),
+        (json!({ "id": 0 }), "a list of adapters"),
+    ] {
+        let (status, answer) = server.post("/lora-adapters", &body);
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(says), "{answer}");
+    }
+    server.lives();
+}

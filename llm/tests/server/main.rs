@@ -3,6 +3,7 @@
 #[path = "../../../tests/support/browser.rs"]
 mod browser;
 mod described;
+mod faults;
 mod llama_cpp;
 mod page;
 #[path = "../common/tiny.rs"]
@@ -10,7 +11,7 @@ mod tiny;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use tokio::sync::oneshot;
 
 /// A server in a thread; it ends when this is dropped.
 struct Server {
+    app: Arc<App>,
     address: SocketAddr,
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -33,12 +35,29 @@ impl Server {
     }
 
     fn drafting(options: ServerOptions, queue: usize, how: Option<&Speculation>) -> Server {
-        let load =
-            LoadOptions { batch: 32, rows: 16, slots: 2, threads: 1, ..LoadOptions::default() };
-        let model = Model::from_memory(Tiny::llama(FLOATS).gguf(), &load).unwrap();
+        let model = Model::from_memory(Tiny::llama(FLOATS).gguf(), &Server::load()).unwrap();
+        Server::serving(model, options, queue, how)
+    }
+
+    /// How models are loaded.
+    fn load() -> LoadOptions {
+        LoadOptions { batch: 32, rows: 16, slots: 2, threads: 1, ..LoadOptions::default() }
+    }
+
+    fn with_model(model: Arc<Model>, options: ServerOptions, queue: usize) -> Server {
+        Server::serving(model, options, queue, None)
+    }
+
+    fn serving(
+        model: Arc<Model>,
+        options: ServerOptions,
+        queue: usize,
+        how: Option<&Speculation>,
+    ) -> Server {
         let chunks = ServiceOptions { queue, chunk: 16 };
         let service = Service::speculating(model, chunks, how).unwrap();
         let app = App::new(service, options).unwrap();
+        let of_server = app.clone();
         let (end, ended) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -54,7 +73,8 @@ impl Server {
                 serve(app, listener, listen, async { ended.await.unwrap_or(()) }).await;
             });
         });
-        Server { address: told.recv().unwrap(), end: Some(end), thread: Some(thread) }
+        let address = told.recv().unwrap();
+        Server { app: of_server, address, end: Some(end), thread: Some(thread) }
     }
 
     fn plain() -> Server {
@@ -334,6 +354,43 @@ fn random_bodies_harm_nobody() {
         assert!([200, 400].contains(&status), "{}: {answer}", String::from_utf8_lossy(&body));
     }
     server.lives();
+}
+
+#[test]
+fn one_call_at_most_and_no_thoughts_can_be_asked_for() {
+    // Descriptions of functions are long.
+    let load = LoadOptions { context: 1024, ..Server::load() };
+    let model = Model::from_memory(Tiny::llama(FLOATS).gguf(), &load).unwrap();
+    let server = Server::with_model(model, ServerOptions::default(), 8);
+    let tool = json!({ "type": "function", "function": { "name": "f" } });
+    for choice in ["auto", "none", "required"] {
+        let (status, answer) = server.post(
+            "/v1/chat/completions",
+            &chat(json!({ "tools": [tool], "tool_choice": choice, "parallel_tool_calls": false })),
+        );
+        assert_eq!(status, 200, "{answer}");
+    }
+    let ask = |more: Value| {
+        let mut body =
+            json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 3 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/messages", &body)
+    };
+    let tools = json!([{ "name": "f", "input_schema": { "type": "object" } }]);
+    let choice = json!({ "type": "auto", "disable_parallel_tool_use": true });
+    let (status, answer) = ask(json!({ "tools": tools, "tool_choice": choice }));
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(ask(json!({ "thinking": { "type": "disabled" } })).0, 200);
+    for (thinking, says) in [
+        (json!({ "type": "enabled", "budget_tokens": 1024 }), "of type `enabled` is not supported"),
+        (json!({ "type": "adaptive" }), "of type `adaptive` is not supported"),
+        (json!({ "type": "disabled", "budget_tokens": 1 }), "budget_tokens"),
+        (json!({}), "type"),
+    ] {
+        let (status, answer) = ask(json!({ "thinking": thinking }));
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(says), "{answer}");
+    }
 }
 
 #[test]

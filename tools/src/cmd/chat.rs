@@ -17,7 +17,7 @@ use lines::Lines;
 use serde_json::Value;
 
 use crate::output;
-use crate::source::{ModelArg, read_file};
+use crate::source::{LoraArgs, ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
 
 /// Talk with a model
@@ -25,6 +25,8 @@ use crate::speculate::SpeculateArgs;
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// What the model is told before the conversation
     #[arg(short, long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -115,6 +117,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
         threads: args.threads,
         rows: drafted_rows.unwrap_or(1),
         slots: drafted_rows.map_or(0, |_| 1),
+        adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
     let model = Model::load(args.model.path()?, &options)?;

@@ -15,13 +15,15 @@ use clap::Args;
 
 use crate::device::DeviceArgs;
 use crate::output;
-use crate::source::{ModelArg, read_file};
+use crate::source::{LoraArgs, ModelArg, read_file};
 
 /// Measure how well a model predicts a text, as llama-perplexity does
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// The text
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
@@ -74,6 +76,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
         threads: args.threads,
         gpu: args.device.open()?,
         placement: args.device.placement(),
+        adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
     let model = Model::load(args.model.path()?, &options)?;

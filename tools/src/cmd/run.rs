@@ -17,7 +17,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::device::DeviceArgs;
-use crate::source::{ModelArg, read_file};
+use crate::source::{LoraArgs, ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
 use crate::{ir_file, output};
 
@@ -29,6 +29,8 @@ const INTERRUPTED: u8 = 130;
 pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// The text to continue, as it is: no chat template is applied
     #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "prompt_ids"])]
     pub prompt: Option<String>,
@@ -108,6 +110,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         slots: drafted_rows.map_or(0, |_| 1),
         pipeline: args.pipeline.clone(),
         ir,
+        adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
     let path = args.model.path()?;

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::device::DeviceArgs;
 use crate::output;
-use crate::source::{ModelArg, read_file};
+use crate::source::{LoraArgs, ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
 
 /// Serve a model over HTTP, with OpenAI's API
@@ -24,6 +24,8 @@ use crate::speculate::SpeculateArgs;
 pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Address to listen on; may be given several times
     #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
     pub host: Vec<IpAddr>,
@@ -118,6 +120,10 @@ pub struct ServeArgs {
     /// Do not offer the chat page at /
     #[arg(long)]
     pub no_ui: bool,
+    /// Read weights from the mapped file while serving, not from copies: less memory for weights
+    /// that are used as they are in it, but who cuts or overwrites the file ends the server
+    #[arg(long)]
+    pub mmap: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Compute on the CPU only; the same as --device cpu
@@ -229,6 +235,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         threads: args.threads,
         gpu: args.device.open()?,
         placement: args.device.placement(),
+        detached: !args.mmap,
+        adapters: args.lora.open(!args.mmap)?,
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &load)?;

@@ -18,13 +18,15 @@ use sample::{Row, Samples, Setup, Test, markdown};
 
 use crate::device::DeviceArgs;
 use crate::output;
-use crate::source::ModelArg;
+use crate::source::{LoraArgs, ModelArg};
 
 /// Measure prompt and generation speed
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArg,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Measure a model of this shape with random weights instead
     #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
     pub synthetic: Option<synthetic::Shape>,
@@ -113,6 +115,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         threads: args.threads,
         gpu: args.device.open()?,
         placement: args.device.placement(),
+        adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &options)?;

@@ -46,6 +46,7 @@ pub fn run(args: &BenchArgs, path: &Path) -> anyhow::Result<()> {
         slots: most,
         rows: most,
         threads: args.threads,
+        adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
     let service = Service::start(Model::load(path, &options)?, ServiceOptions::default())?;
