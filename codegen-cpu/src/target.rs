@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 
 use crate::kernels::attention::Attention;
 use crate::kernels::isa::Isa;
-use crate::lower::{conv, experts, matmul, order, product, reduce};
+use crate::lower::{conv, experts, llm, matmul, order, product, reduce};
 
 /// Main memory bytes per second and core that costs assume; ratios matter, not the figure.
 const BYTES_PER_SECOND: f64 = 13e9;
@@ -67,8 +67,11 @@ impl Target for CpuTarget {
         match (op, operands) {
             (Op::Softmax | Op::LogSoftmax | Op::RmsNorm | Op::LayerNorm, _) => f32s(operands),
             (Op::Rope, [x, ..]) => x.dtype == DType::F32,
-            (Op::Attention, [q, k, ..]) => {
-                q.dtype == DType::F32 && matches!(k.dtype, DType::F16 | DType::F32 | DType::Bf16)
+            (Op::Attention, [q, k, v, ..]) => {
+                q.dtype == DType::F32 && [k, v].iter().all(|ty| llm::reads(ty.dtype))
+            }
+            (Op::KvAppend, [cache, rows, ..]) => {
+                rows.dtype == DType::F32 && llm::appends(cache.dtype)
             }
             (Op::ScatterAdd, [x, ..]) => !matches!(x.dtype, DType::F16 | DType::Bf16),
             (Op::Conv, [x, w]) => conv::handles(x, w),

@@ -147,7 +147,13 @@ fn every_architecture_is_held_against_llama_cpp() {
 
 /// What building a model says.
 fn refusal(gguf: &Gguf) -> String {
-    let bounds = Bounds { context: 8, batch: 8, rows: 8, slots: None };
+    let bounds = Bounds {
+        context: 8,
+        batch: 8,
+        rows: 8,
+        slots: None,
+        cache_types: (DType::F16, DType::F16),
+    };
     arch::build(gguf, "tiny.gguf", &bounds, &[]).expect_err("refused").to_string()
 }
 

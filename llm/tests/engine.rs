@@ -8,9 +8,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use aether_ir::{Interpreter, Module, Tensor};
+use aether_ir::{DType, Interpreter, Module, Tensor};
 use aether_llm::engine::{
-    Context, EngineError, GenOptions, LoadOptions, Model, Picking, StopReason, generate,
+    Context, EngineError, GenOptions, LoadOptions, Model, Picking, Piece, Slots, StopReason,
+    generate,
 };
 use aether_llm::gguf::Gguf;
 use aether_llm::sample::{Need, SamplerOptions, Scores};
@@ -118,6 +119,64 @@ fn the_cpu_computes_what_the_interpreter_says() {
             assert!(slow.is_empty(), "{name}: no kernels for {slow:?}");
         }
     }
+}
+
+/// Heads of a block or more, so that rows of caches can be blocks.
+fn wide() -> Tiny {
+    Tiny { n_heads: 2, n_kv_heads: 1, ..Tiny::llama(FLOATS) }
+}
+
+#[test]
+fn caches_of_blocks_are_read_by_kernels() {
+    let tiny = wide();
+    let full = computed(&load(&tiny, &options()), &PROMPT);
+    // Types, what the interpreter may differ by, and what the rounding of the cache may change.
+    let table = [
+        ((DType::F32, DType::F32), FLOAT_TOLERANCE, 0.01),
+        ((DType::Q8_0, DType::Q8_0), 0.05, 0.15),
+        ((DType::Q8_0, DType::F16), 0.05, 0.15),
+        ((DType::F16, DType::Q4_0), 0.3, 1.5),
+        ((DType::Q4_0, DType::Q4_0), 0.3, 1.5),
+    ];
+    for (cache_types, tolerance, rounding) in table {
+        for isa in Isa::available() {
+            let model = load(&tiny, &LoadOptions { isa: Some(isa), cache_types, ..options() });
+            let bytes = |ty: DType| 32 / ty.block_len() * ty.block_bytes();
+            let row = bytes(cache_types.0) + bytes(cache_types.1);
+            assert_eq!(model.cache_bytes(), model.context_len() * 3 * row, "{cache_types:?}");
+            let got = computed(&model, &PROMPT);
+            let want = interpreted(model.module(), model.gguf(), &PROMPT);
+            let from = distance(&got, &want);
+            assert!(from < tolerance, "{cache_types:?}, {isa}: {from}");
+            let from = distance(&got, &full);
+            let blocks = cache_types.0.is_quantized() || cache_types.1.is_quantized();
+            assert!(from < rounding && (from > 0.0 || !blocks), "{cache_types:?}, {isa}: {from}");
+            let slow = model.executable().by_reference();
+            assert!(slow.is_empty(), "{cache_types:?}: no kernels for {slow:?}");
+        }
+    }
+    let options = LoadOptions { cache_types: (DType::F16, DType::Q4_0), ..options() };
+    assert!(load(&tiny, &options).module_text().contains("tensor<96x1x32xq4_0>"));
+    let refused = Model::from_memory(Tiny::llama(FLOATS).gguf(), &options).err().unwrap();
+    let message = refused.to_string();
+    assert!(message.contains("values in q4_0") && message.contains("16"), "{message}");
+}
+
+#[test]
+fn slots_of_blocks_are_copied_and_cut() {
+    let options = LoadOptions { slots: 3, cache_types: (DType::Q8_0, DType::Q4_0), ..options() };
+    let mut slots = Slots::new(&load(&wide(), &options)).unwrap();
+    let piece = |slot, tokens, alone| Piece { slot, tokens, rows: 1, alone };
+    slots.run(&[piece(1, &PROMPT[..4], false)]).unwrap();
+    slots.copy(1, 2, 3).unwrap();
+    slots.truncate(1, 3);
+    slots.run(&[piece(1, &PROMPT[3..5], true), piece(2, &PROMPT[3..5], true)]).unwrap();
+    assert!(slots.logits(0) == slots.logits(1));
+    let want = slots.logits(0).to_vec();
+    slots.truncate(2, 3);
+    slots.run(&[piece(2, &PROMPT[3..4], false)]).unwrap();
+    slots.run(&[piece(2, &PROMPT[4..5], false)]).unwrap();
+    assert!(slots.logits(0) == want, "as tokens that go alone");
 }
 
 #[test]

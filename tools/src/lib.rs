@@ -1,5 +1,6 @@
 //! The command line of Aether: what `aether`, `aetherc` and `aether-opt` share.
 
+pub mod cache_type;
 pub mod cmd;
 pub mod device;
 pub mod dot;

@@ -17,16 +17,20 @@ use half::f16;
 
 use super::convert;
 use super::isa::Isa;
-use super::simd::{self, Load};
+use super::simd;
 
+mod cache;
 mod decode;
 mod prefill;
+
+pub use cache::{BLOCK, BlockQ4, BlockQ8, CacheElement, quantize_q4, quantize_q8};
+use prefill::CacheRows;
 
 /// Query rows that a prefill unit aims for: a multiple of the tile width of every instruction
 /// set.
 const UNIT_ROWS: usize = 96;
 
-/// The numbers of one attention call. Arrays are row-major: q `[tokens, heads, head_dim]`,
+/// The numbers of one attention call, in elements. Arrays are row-major: q `[tokens, heads, head_dim]`,
 /// k `[context, kv_heads, head_dim]`, v `[context, kv_heads, v_dim]`,
 /// out `[tokens, heads, v_dim]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,33 +130,42 @@ impl Attention {
         self.group() * (2 + self.v_dim)
     }
 
-    fn check<E>(&self, q: &[f32], k: &[E], v: &[E], scratch: usize, isa: Isa) {
+    fn check<K: CacheElement, V: CacheElement>(
+        &self,
+        q: &[f32],
+        (k, v): (&[K], &[V]),
+        scratch: usize,
+        isa: Isa,
+    ) {
         let seen = self.past + self.tokens;
         let kv = seen * self.kv_heads;
         assert!(self.validate(seen).is_ok(), "attention of an invalid shape: {self:?}");
         assert!(q.len() >= self.tokens * self.heads * self.head_dim, "q is too short");
-        assert!(k.len() >= kv * self.head_dim && v.len() >= kv * self.v_dim, "cache is too short");
+        let whole = self.head_dim.is_multiple_of(K::LEN) && self.v_dim.is_multiple_of(V::LEN);
+        assert!(whole, "heads of a cache are whole blocks");
+        let (k_len, v_len) = (kv * self.head_dim / K::LEN, kv * self.v_dim / V::LEN);
+        assert!(k.len() >= k_len && v.len() >= v_len, "cache is too short");
         assert!(scratch >= self.scratch_len(isa), "attention scratch is too short");
     }
 }
 
 /// Computes unit `unit` of `shape.units()`; all units together fill `out`, each its own part.
-/// The units that take longest come first. Caches are f16 or f32.
+/// The units that take longest come first. Caches are of floats, or of blocks that are read as they are.
 ///
 /// # Safety
 /// `out` covers `tokens · heads · v_dim` elements; no other thread runs the same unit on it.
 ///
 /// # Panics
 /// When the shape is invalid ([`Attention::validate`]) or a slice is shorter than it says.
-pub unsafe fn attention<E: Load>(
+pub unsafe fn attention<K: CacheElement, V: CacheElement>(
     isa: Isa,
     shape: &Attention,
-    (q, k, v): (&[f32], &[E], &[E]),
+    (q, k, v): (&[f32], &[K], &[V]),
     out: *mut f32,
     unit: usize,
     scratch: &mut [f32],
 ) {
-    shape.check(q, k, v, scratch.len(), isa);
+    shape.check(q, (k, v), scratch.len(), isa);
     let units = shape.units();
     assert!(unit < units, "attention unit {unit} of {units}");
     if shape.tokens == 1 {
@@ -161,7 +174,7 @@ pub unsafe fn attention<E: Load>(
         unsafe {
             let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
             let (p, s) = (partial.as_mut_ptr(), rest.as_mut_ptr());
-            decode::part::<E>(isa, shape, (q, k, v), unit, shape.decode_keys(), p, s);
+            decode::part::<K, V>(isa, shape, (q, k, v), unit, shape.decode_keys(), p, s);
             let out = out.add(unit * shape.group() * shape.v_dim);
             decode::merge(isa, shape, p, 0, 1, out);
         }
@@ -173,8 +186,10 @@ pub unsafe fn attention<E: Load>(
     let kv_head = unit % shape.kv_heads;
     // SAFETY: checked above; the unit's tokens and heads in `out` are this call's alone.
     unsafe {
-        let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
-        prefill::unit::<E>(isa, shape, (q, k, v), kv_head, (start, end), out, scratch.as_mut_ptr());
+        let k = CacheRows::new(isa, k.as_ptr(), shape.kv_heads, shape.head_dim);
+        let v = CacheRows::new(isa, v.as_ptr(), shape.kv_heads, shape.v_dim);
+        let (q, scratch) = (q.as_ptr(), scratch.as_mut_ptr());
+        prefill::unit(isa, shape, (q, k, v), kv_head, (start, end), out, scratch);
     }
 }
 
@@ -185,23 +200,23 @@ pub unsafe fn attention<E: Load>(
 ///
 /// # Panics
 /// When the shape is invalid or not of one token, or a slice is shorter than it says.
-pub fn decode_part<E: Load>(
+pub fn decode_part<K: CacheElement, V: CacheElement>(
     isa: Isa,
     shape: &Attention,
-    (q, k, v): (&[f32], &[E], &[E]),
+    (q, k, v): (&[f32], &[K], &[V]),
     kv_head: usize,
     keys: Range<usize>,
     partial: &mut [f32],
     scratch: &mut [f32],
 ) {
-    shape.check(q, k, v, scratch.len(), isa);
+    shape.check(q, (k, v), scratch.len(), isa);
     assert!(shape.tokens == 1 && kv_head < shape.kv_heads && keys.end <= shape.past + 1);
     assert!(partial.len() >= shape.partial_len(), "attention partial is too short");
     // SAFETY: checked above.
     unsafe {
         let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
         let (p, s) = (partial.as_mut_ptr(), scratch.as_mut_ptr());
-        decode::part::<E>(isa, shape, (q, k, v), kv_head, keys, p, s);
+        decode::part::<K, V>(isa, shape, (q, k, v), kv_head, keys, p, s);
     }
 }
 

@@ -53,6 +53,13 @@ pub trait Simd: Copy + 'static {
     /// Rounds to nearest even.
     unsafe fn store_f16(p: *mut u16, v: Self::V);
     unsafe fn load_bf16(p: *const u16) -> Self::V;
+    /// One f16 in every lane.
+    unsafe fn splat_f16(p: *const u16) -> Self::V;
+    unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// The low halves of bytes, less 8.
+    unsafe fn load_low4(p: *const u8) -> Self::V;
+    /// The high halves of bytes, less 8.
+    unsafe fn load_high4(p: *const u8) -> Self::V;
 
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;

@@ -6,7 +6,7 @@ use aether_ir::{DType, Op};
 use super::access::Range;
 use super::steps::{Row, Rows};
 use super::{Count, Lower, Lowered, Site, View};
-use crate::kernels::attention::{self, Attention};
+use crate::kernels::attention::{self, Attention, BlockQ4, BlockQ8, CacheElement};
 use crate::kernels::rope::{self, RopeMode, RopeParams};
 use crate::kernels::{convert, norm};
 use crate::program::{Loc, RunCtx};
@@ -20,6 +20,16 @@ pub(super) fn lower(lower: &mut Lower, site: &Site) -> Lowered {
         Op::KvAppend => append(lower, site),
         _ => Ok(false),
     }
+}
+
+/// Whether attention reads caches of this type.
+pub(crate) fn reads(cache: DType) -> bool {
+    appends(cache) || cache == DType::Bf16
+}
+
+/// Whether rows of f32 are appended to caches of this type.
+pub(crate) fn appends(cache: DType) -> bool {
+    matches!(cache, DType::F16 | DType::F32 | DType::Q8_0 | DType::Q4_0)
 }
 
 fn all_f32(views: &[View]) -> bool {
@@ -221,8 +231,8 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     let (q, k, v, past) = (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.inputs[3]);
     let place = Place { past: past.loc, slots: site.inputs.get(4).map(|v| v.loc) };
     let front = usize::from(place.slots.is_some());
-    let cache_type = k.ty.dtype;
-    if q.ty.dtype != DType::F32 || !matches!(cache_type, DType::F16 | DType::F32 | DType::Bf16) {
+    let (k_type, v_type) = (k.ty.dtype, v.ty.dtype);
+    if q.ty.dtype != DType::F32 || !reads(k_type) || !reads(v_type) {
         return Ok(false);
     }
     let attrs = &site.inst.attrs;
@@ -288,17 +298,33 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
                             let (kn, vn) = (rows * call.head_dim, rows * call.v_dim);
                             let (k, v) = (ctx.ptr(k), ctx.ptr(v));
                             macro_rules! run {
-                                ($e:ty) => {{
-                                    let (k, v) = (k.cast::<$e>(), v.cast::<$e>());
+                                ($k:ty, $v:ty) => {{
+                                    let (k, v) = (k.cast::<$k>(), v.cast::<$v>());
+                                    // In values of the types, which may be blocks.
+                                    let kn = kn / <$k as CacheElement>::LEN;
+                                    let vn = vn / <$v as CacheElement>::LEN;
                                     let k = std::slice::from_raw_parts(k.add(slot * kn), kn);
                                     let v = std::slice::from_raw_parts(v.add(slot * vn), vn);
                                     attention::attention(isa, &call, (q, k, v), y, unit, scratch);
                                 }};
                             }
-                            match cache_type {
-                                DType::F16 => run!(half::f16),
-                                DType::Bf16 => run!(half::bf16),
-                                _ => run!(f32),
+                            macro_rules! with_keys {
+                                ($k:ty) => {
+                                    match v_type {
+                                        DType::F16 => run!($k, half::f16),
+                                        DType::Bf16 => run!($k, half::bf16),
+                                        DType::Q8_0 => run!($k, BlockQ8),
+                                        DType::Q4_0 => run!($k, BlockQ4),
+                                        _ => run!($k, f32),
+                                    }
+                                };
+                            }
+                            match k_type {
+                                DType::F16 => with_keys!(half::f16),
+                                DType::Bf16 => with_keys!(half::bf16),
+                                DType::Q8_0 => with_keys!(BlockQ8),
+                                DType::Q4_0 => with_keys!(BlockQ4),
+                                _ => with_keys!(f32),
                             }
                         }
                     }
@@ -309,13 +335,13 @@ fn attend(lower: &mut Lower, site: &Site) -> Lowered {
     Ok(true)
 }
 
-/// Writes rows into the cache in place: the plan gave the result the donated cache's buffer;
+/// Writes rows into the cache, quantised where that has blocks, in place: the plan gave the result the donated cache's buffer;
 /// otherwise the cache is copied into the result's first.
 fn append(lower: &mut Lower, site: &Site) -> Lowered {
     let (cache, rows, past, out) =
         (&site.inputs[0], &site.inputs[1], &site.inputs[2], &site.outputs[0]);
     let types = (rows.ty.dtype, cache.ty.dtype);
-    if !matches!(types, (DType::F32, DType::F16 | DType::F32)) {
+    if types.0 != DType::F32 || !appends(types.1) {
         return Ok(false);
     }
     if cache.loc != out.loc {
@@ -326,6 +352,8 @@ fn append(lower: &mut Lower, site: &Site) -> Lowered {
     let (tokens, context) = (rows.dims[0].clone(), cache.dims[front].clone());
     let slots = place.slots.map(|_| cache.dims[0].clone());
     let width = rows.sizes(1..3);
+    // Claims are of whole blocks.
+    let block = cache.ty.dtype.block_len();
     let isa = lower.opts.isa;
     let (rows, out) = (rows.loc, out.loc);
     lower.emit(
@@ -340,7 +368,8 @@ fn append(lower: &mut Lower, site: &Site) -> Lowered {
             if !place.each(ctx, sizes, |_, _, _| ()) {
                 return;
             }
-            work.split(tokens * width, 1, |r| {
+            work.split(tokens * width / block, 1, |r| {
+                let r = r.start * block..r.end * block;
                 place.each(ctx, sizes, |slot, t, past| {
                     // What of the claim belongs to this sequence.
                     let part = r.start.max(t.start * width)..r.end.min(t.end * width);
@@ -352,12 +381,28 @@ fn append(lower: &mut Lower, site: &Site) -> Lowered {
                     // slot comes twice; claims are disjoint.
                     unsafe {
                         let from = ctx.ptr(rows).cast::<f32>().add(part.start);
-                        if types.1 == DType::F16 {
-                            let to = ctx.ptr(out).cast::<half::f16>().add(at);
-                            convert::f32_to_f16_raw(isa, from, to, part.len());
-                        } else {
-                            let to = ctx.ptr(out).cast::<f32>().add(at);
-                            std::ptr::copy_nonoverlapping(from, to, part.len());
+                        let (n, blocks) = (part.len(), part.len() / block);
+                        match types.1 {
+                            DType::F16 => {
+                                let to = ctx.ptr(out).cast::<half::f16>().add(at);
+                                convert::f32_to_f16_raw(isa, from, to, n);
+                            }
+                            DType::Q8_0 => {
+                                let to = ctx.ptr(out).cast::<BlockQ8>().add(at / block);
+                                let to = std::slice::from_raw_parts_mut(to, blocks);
+                                let from = std::slice::from_raw_parts(from, n);
+                                attention::quantize_q8(isa, from, to);
+                            }
+                            DType::Q4_0 => {
+                                let to = ctx.ptr(out).cast::<BlockQ4>().add(at / block);
+                                let to = std::slice::from_raw_parts_mut(to, blocks);
+                                let from = std::slice::from_raw_parts(from, n);
+                                attention::quantize_q4(isa, from, to);
+                            }
+                            _ => {
+                                let to = ctx.ptr(out).cast::<f32>().add(at);
+                                std::ptr::copy_nonoverlapping(from, to, n);
+                            }
                         }
                     }
                 });

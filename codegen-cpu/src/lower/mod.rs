@@ -9,7 +9,7 @@ pub(crate) mod conv;
 pub(crate) mod experts;
 mod fused;
 mod index;
-mod llm;
+pub(crate) mod llm;
 mod load;
 pub(crate) mod matmul;
 mod movement;

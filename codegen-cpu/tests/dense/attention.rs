@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::support::{Element, assert_close, random, sizes};
 
-fn attention_f64(s: &Attention, q: &[f32], k: &[f64], v: &[f64]) -> Vec<f64> {
+pub fn attention_f64(s: &Attention, q: &[f32], k: &[f64], v: &[f64]) -> Vec<f64> {
     let group = s.heads / s.kv_heads;
     let mut out = Vec::new();
     for t in 0..s.tokens {
@@ -36,7 +36,7 @@ fn attention_f64(s: &Attention, q: &[f32], k: &[f64], v: &[f64]) -> Vec<f64> {
     out
 }
 
-fn check_attention<E: Element>(isa: Isa, s: &Attention) {
+fn check_attention<E: Element + attention::CacheElement>(isa: Isa, s: &Attention) {
     let mut rng = fastrand::Rng::with_seed((s.tokens * 131 + s.past * 7 + s.head_dim) as u64);
     let context = s.past + s.tokens + 2;
     let q = random(&mut rng, s.tokens * s.heads * s.head_dim, 2.0);

@@ -1,6 +1,7 @@
 //! The dense kernels against plain f64 loops, on every instruction set of this machine.
 
 mod attention;
+mod attention_blocks;
 mod convert;
 mod elementwise;
 mod gemm;

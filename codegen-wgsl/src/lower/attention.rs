@@ -37,7 +37,8 @@ pub fn template(
         softcap: attrs.float("softcap", 0.0) as f32,
         slots: if has_slots { Some(number(k, 0)?) } else { None },
     };
-    (q.dtype == DType::F32 && attention.is_supported()).then_some(attention)
+    let alike = q.dtype == DType::F32 && k.dtype == v.dtype;
+    (alike && attention.is_supported()).then_some(attention)
 }
 
 /// attention.
@@ -49,7 +50,7 @@ pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     let [q, k, v] = [0, 1, 2].map(|i| &site.inputs[i]);
     let out = &site.outputs[0];
     if [q, k, v, out].iter().any(|x| text::value_type(x.ty.dtype) != Some("f32")) {
-        return site.unsupported(format!("{} over {}", q.ty, k.ty));
+        return site.unsupported(format!("{} over {} and {}", q.ty, k.ty, v.ty));
     }
     let slots = site.inputs.len() > 4;
     let front = usize::from(slots);

@@ -34,6 +34,9 @@ pub fn place(lower: &Lower, build: &mut Build, cache: &View, places: &[View]) {
 /// kv_append.
 pub fn lower(lower: &mut Lower, site: &Site) -> Result<(), CompileError> {
     let (cache, rows, out) = (&site.inputs[0], &site.inputs[1], &site.outputs[0]);
+    if [cache, rows].iter().any(|x| text::value_type(x.ty.dtype) != Some("f32")) {
+        return site.unsupported(format!("{} to {}", rows.ty, cache.ty));
+    }
     if cache.binding != out.binding {
         super::movement::copy_one(lower, site, cache, out)?;
     }

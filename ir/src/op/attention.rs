@@ -4,6 +4,9 @@
 //! where the tokens stand. Many sequences: the cache has one more axis in front, of slots, and
 //! every token names its position and its slot; see [`segments`].
 //!
+//! Caches are of floats or of quantised blocks: rows are quantised when they are appended, and read
+//! as the floats that the blocks stand for.
+//!
 //! Meanings: scores, softmax and the weighted sum in f64, one rounding at the end.
 
 use std::ops::Range;
@@ -34,13 +37,20 @@ fn per_token(ty: &TensorType, tokens: &Dim, what: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A cache: floats, or quantised blocks, which are read as the floats that they stand for.
+fn cache(ty: &TensorType, what: &str) -> Result<(), String> {
+    if ty.dtype.is_quantized() { Ok(()) } else { float(ty, what) }
+}
+
 /// `[tokens, heads, dv]` in q's element type.
 pub fn infer_attention(ctx: &InferCtx) -> Types {
     let (q, k, v) = (ctx.operands[0], ctx.operands[1], ctx.operands[2]);
     let slots = ctx.operands.get(4);
     let front = usize::from(slots.is_some());
+    float(q, "q")?;
+    cache(k, "k")?;
+    cache(v, "v")?;
     for (ty, what, rank) in [(q, "q", 3), (k, "k", 3 + front), (v, "v", 3 + front)] {
-        float(ty, what)?;
         if ty.rank() != rank {
             return Err(format!("expected {what} with {rank} axes, found {ty}"));
         }
@@ -56,10 +66,7 @@ pub fn infer_attention(ctx: &InferCtx) -> Types {
         }
     }
     let (heads_at, last) = (1 + front, 2 + front);
-    if k.shape.0[..last] != v.shape.0[..last]
-        || k.shape.0[last] != q.shape.0[2]
-        || k.dtype != v.dtype
-    {
+    if k.shape.0[..last] != v.shape.0[..last] || k.shape.0[last] != q.shape.0[2] {
         return Err(format!("q {q}, k {k} and v {v} do not fit together"));
     }
     let (heads, kv_heads) = (q.shape.0[1].as_const(), k.shape.0[heads_at].as_const());
@@ -77,16 +84,16 @@ pub fn infer_attention(ctx: &InferCtx) -> Types {
 
 /// The cache's type.
 pub fn infer_kv_append(ctx: &InferCtx) -> Types {
-    let (cache, rows) = (ctx.operands[0], ctx.operands[1]);
-    float(cache, "cache")?;
+    let (into, rows) = (ctx.operands[0], ctx.operands[1]);
+    cache(into, "cache")?;
     float(rows, "second operand")?;
     let slots = ctx.operands.get(3);
     let front = usize::from(slots.is_some());
-    if cache.rank() != 3 + front
+    if into.rank() != 3 + front
         || rows.rank() != 3
-        || cache.shape.0[1 + front..] != rows.shape.0[1..]
+        || into.shape.0[1 + front..] != rows.shape.0[1..]
     {
-        return Err(format!("rows {rows} do not fit the cache {cache}"));
+        return Err(format!("rows {rows} do not fit the cache {into}"));
     }
     match slots {
         None => scalar_i32(ctx.operands[2], "past")?,
@@ -95,7 +102,7 @@ pub fn infer_kv_append(ctx: &InferCtx) -> Types {
             per_token(slots, &rows.shape.0[0], "slots")?;
         }
     }
-    Ok(vec![cache.clone()])
+    Ok(vec![into.clone()])
 }
 
 fn ints(x: &Tensor) -> Result<Vec<i32>, EvalError> {

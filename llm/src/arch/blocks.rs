@@ -72,12 +72,13 @@ impl Place {
 
 /// The type of a layer's key and value cache.
 pub(super) fn cache_types(hparams: &Hparams, bounds: &Bounds) -> (TensorType, TensorType) {
-    let ty = |len| {
+    let ty = |dtype, len| {
         let one = [bounds.context as u64, hparams.n_kv_heads, len];
         let dims: Vec<u64> = bounds.slots.map(|n| n as u64).into_iter().chain(one).collect();
-        TensorType::new(DType::F16, dims)
+        TensorType::new(dtype, dims)
     };
-    (ty(hparams.key_len), ty(hparams.value_len))
+    let (k, v) = bounds.cache_types;
+    (ty(k, hparams.key_len), ty(v, hparams.value_len))
 }
 
 /// The type of what flows between the layers, for the tokens or (`ROWS`) the wanted rows.

@@ -78,6 +78,14 @@ impl<'g> Builder<'g> {
         let tokens = f.param("tokens", TensorType::new(DType::I32, [TOKENS]));
         let place = Place::params(&mut f, self.bounds);
         let rows = f.param("rows", rows_type());
+        let (k, v) = self.bounds.cache_types;
+        for (what, dtype, len) in [("keys", k, hp.key_len), ("values", v, hp.value_len)] {
+            let block = dtype.block_len();
+            if !len.is_multiple_of(block as u64) {
+                let path = self.gguf.path().to_owned();
+                return Err(ArchError::CacheType { path, what, dtype, block, len });
+            }
+        }
         let (k_type, v_type) = cache_types(hp, self.bounds);
         let caches: Vec<(ValueId, ValueId)> = (0..hp.n_layers())
             .map(|i| {

@@ -53,6 +53,13 @@ pub enum ArchError {
     Shape { path: PathBuf, name: String, expected: Vec<u64>, found: Vec<u64> },
     #[error("{}: tensor {name:?} has type {found}, but {expected} was expected", path.display())]
     Type { path: PathBuf, name: String, expected: &'static str, found: DType },
+    /// Rows of a cache are whole blocks.
+    #[error(
+        "{}: a cache of {what} in {dtype} needs heads of a multiple of {block} elements, those of \
+         the model have {len}; take f16",
+        path.display()
+    )]
+    CacheType { path: PathBuf, what: &'static str, dtype: DType, block: usize, len: u64 },
     /// The blocks of an architecture do not fit together.
     #[error("{}: the model cannot be built: {source}", path.display())]
     Build { path: PathBuf, source: BuildError },

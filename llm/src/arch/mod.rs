@@ -26,7 +26,7 @@
 
 use std::sync::Arc;
 
-use aether_ir::Module;
+use aether_ir::{DType, Module};
 
 use crate::gguf::{Gguf, Optional};
 
@@ -106,6 +106,8 @@ pub struct Bounds {
     pub rows: usize,
     /// Sequences that have caches; `None` for the form of one sequence.
     pub slots: Option<usize>,
+    /// Element types of the caches of keys and of values: floats, or blocks of 32 elements.
+    pub cache_types: (DType, DType),
 }
 
 /// A model as IR.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aether_ir::{ConstData, Module};
+use aether_ir::{ConstData, DType, Module};
 use aether_runtime::gpu::Gpu;
 use aether_runtime::{Arena, Backing, Executable, Files, Isa, Options, Placement, Pool};
 
@@ -30,6 +30,9 @@ pub struct LoadOptions {
     /// Sequences that have caches and go through the model together ([`Slots`](super::Slots)); 0
     /// for the form of one sequence ([`Context`](super::Context)).
     pub slots: usize,
+    /// Element types of the caches of keys and of values; f16 is what models are measured with, q8_0
+    /// takes half of its memory and q4_0 a good quarter.
+    pub cache_types: (DType, DType),
     /// Workers; 0 for as many as the machine offers.
     pub threads: usize,
     /// Instruction set of the kernels; the best of this machine when `None`.
@@ -64,6 +67,7 @@ impl Default for LoadOptions {
             batch: 512,
             rows: 32,
             slots: 0,
+            cache_types: (DType::F16, DType::F16),
             threads: 0,
             isa: None,
             pipeline: None,
@@ -141,7 +145,13 @@ impl Model {
         }
         let batch = options.batch.clamp(1, context.max(1));
         let slots = (options.slots > 0).then_some(options.slots);
-        let bounds = Bounds { context: context.max(1), batch, rows: options.rows.max(1), slots };
+        let bounds = Bounds {
+            context: context.max(1),
+            batch,
+            rows: options.rows.max(1),
+            slots,
+            cache_types: options.cache_types,
+        };
         let file = gguf.path().to_string_lossy();
         let built = arch::build(gguf, &file, &bounds, &options.adapters)?;
         if context as u64 > built.hparams.n_ctx_train {

@@ -16,6 +16,7 @@ use clap::Args;
 use lines::Lines;
 use serde_json::Value;
 
+use crate::cache_type::CacheArgs;
 use crate::output;
 use crate::source::{LoraArgs, ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
@@ -27,6 +28,8 @@ pub struct ChatArgs {
     pub model: ModelArg,
     #[command(flatten)]
     pub lora: LoraArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// What the model is told before the conversation
     #[arg(short, long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -115,6 +118,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let options = LoadOptions {
         context: args.context,
         threads: args.threads,
+        cache_types: args.cache.types(),
         rows: drafted_rows.unwrap_or(1),
         slots: drafted_rows.map_or(0, |_| 1),
         adapters: args.lora.open(false)?,

@@ -13,6 +13,7 @@ use aether_llm::tokenizer::EncodeOptions;
 use anyhow::bail;
 use clap::Args;
 
+use crate::cache_type::CacheArgs;
 use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::{LoraArgs, ModelArg, read_file};
@@ -24,6 +25,8 @@ pub struct PerplexityArgs {
     pub model: ModelArg,
     #[command(flatten)]
     pub lora: LoraArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// The text
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
@@ -74,6 +77,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
         context: args.context,
         batch: args.context.min(512),
         threads: args.threads,
+        cache_types: args.cache.types(),
         gpu: args.device.open()?,
         placement: args.device.placement(),
         adapters: args.lora.open(false)?,

@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cache_type::CacheArgs;
 use crate::device::DeviceArgs;
 use crate::source::{LoraArgs, ModelArg, read_file};
 use crate::speculate::SpeculateArgs;
@@ -31,6 +32,8 @@ pub struct RunArgs {
     pub model: ModelArg,
     #[command(flatten)]
     pub lora: LoraArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// The text to continue, as it is: no chat template is applied
     #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "prompt_ids"])]
     pub prompt: Option<String>,
@@ -104,6 +107,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let options = LoadOptions {
         context: args.context,
         threads: args.threads,
+        cache_types: args.cache.types(),
         gpu: args.device.open()?,
         placement: args.device.placement(),
         rows: drafted_rows.unwrap_or(1),

@@ -14,6 +14,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::cache_type::CacheArgs;
 use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::{LoraArgs, ModelArg, read_file};
@@ -26,6 +27,8 @@ pub struct ServeArgs {
     pub model: ModelArg,
     #[command(flatten)]
     pub lora: LoraArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Address to listen on; may be given several times
     #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
     pub host: Vec<IpAddr>,
@@ -237,6 +240,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         placement: args.device.placement(),
         detached: !args.mmap,
         adapters: args.lora.open(!args.mmap)?,
+        cache_types: args.cache.types(),
         ..LoadOptions::default()
     };
     let model = Model::load(&path, &load)?;

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::super::isa::Isa;
 use super::super::math;
-use super::super::simd::{Load, Simd, dispatch};
-use super::super::tile::dots;
+use super::super::simd::{Simd, dispatch};
 use super::Attention;
+use super::cache::CacheElement;
 
 /// Keys whose scores are held at once.
 const KEYS: usize = 128;
@@ -22,7 +22,7 @@ pub fn scratch_len(shape: &Attention) -> usize {
 
 /// Scores of `C` heads over `n` keys.
 #[inline(always)]
-unsafe fn scores<S: Simd, E: Load, const C: usize>(
+unsafe fn head_scores<S: Simd, E: CacheElement, const C: usize>(
     dim: usize,
     (q, q_row): (*const f32, usize),
     (k, k_row): (*const E, usize),
@@ -33,7 +33,7 @@ unsafe fn scores<S: Simd, E: Load, const C: usize>(
     unsafe {
         let mut j = 0;
         while j + 4 <= n {
-            let d = dots::<S, E, 4, C>(dim, (k.add(j * k_row), k_row), (q, q_row));
+            let d = E::dots::<S, 4, C>(dim, (k.add(j * k_row), k_row), (q, q_row));
             for (i, row) in d.iter().enumerate() {
                 for (c, v) in row.iter().enumerate() {
                     *out.add(c * KEYS + j + i) = *v;
@@ -42,7 +42,7 @@ unsafe fn scores<S: Simd, E: Load, const C: usize>(
             j += 4;
         }
         while j < n {
-            let [row] = dots::<S, E, 1, C>(dim, (k.add(j * k_row), k_row), (q, q_row));
+            let [row] = E::dots::<S, 1, C>(dim, (k.add(j * k_row), k_row), (q, q_row));
             for (c, v) in row.iter().enumerate() {
                 *out.add(c * KEYS + j) = *v;
             }
@@ -97,69 +97,113 @@ unsafe fn weights<S: Simd>(
     }
 }
 
-/// One vector of columns of `R` value rows, weighted, added to every head's sums.
 #[inline(always)]
-unsafe fn add_values<S: Simd, E: Load, const R: usize>(
-    (v, v_row): (*const E, usize),
-    weights: *const f32,
-    heads: usize,
-    (acc, acc_row): (*mut f32, usize),
-    n: Option<usize>,
+unsafe fn scores_body<S: Simd, E: CacheElement>(
+    (group, dim): (usize, usize),
+    q: *const f32,
+    k: (*const E, usize),
+    n: usize,
+    out: *mut f32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut rows = [S::splat(0.0); R];
-        for (j, r) in rows.iter_mut().enumerate() {
-            *r = match n {
-                None => E::load::<S>(v.add(j * v_row)),
-                Some(n) => E::load_part::<S>(v.add(j * v_row), n),
+        let mut h = 0;
+        while h < group {
+            let (q, out) = ((q.add(h * dim), dim), out.add(h * KEYS));
+            h += if group - h >= 4 && S::DOT_COLS == 4 {
+                head_scores::<S, E, 4>(dim, q, k, n, out);
+                4
+            } else if group - h >= 2 {
+                head_scores::<S, E, 2>(dim, q, k, n, out);
+                2
+            } else {
+                head_scores::<S, E, 1>(dim, q, k, n, out);
+                1
             };
         }
-        for h in 0..heads {
-            let a = acc.add(h * acc_row);
-            let mut sum = match n {
-                None => S::load(a),
-                Some(n) => S::load_part(a, n),
-            };
-            for (j, r) in rows.iter().enumerate() {
-                sum = S::fma(S::splat(*weights.add(h * KEYS + j)), *r, sum);
-            }
-            match n {
-                None => S::store(a, sum),
-                Some(n) => S::store_part(a, sum, n),
+    }
+}
+
+dispatch! {
+    /// Scores of a block of `n` keys for the heads of one key/value head.
+    ///
+    /// # Safety
+    /// The pointers cover the rows, `out` covers `KEYS` scores for each head.
+    unsafe fn scores[E: CacheElement](isa; heads: (usize, usize), q: *const f32,
+        k: (*const E, usize), n: usize, out: *mut f32) = scores_body
+}
+
+#[inline(always)]
+unsafe fn soften_body<S: Simd>(shape: &Attention, n: usize, scores: *mut f32, partial: *mut f32) {
+    // One head: maximum, sum of weights, weighted sum of values.
+    let head_len = 2 + shape.v_dim;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for h in 0..shape.group() {
+            let p = partial.add(h * head_len);
+            let x = scores.add(h * KEYS);
+            let (top, factor, sum) = weights::<S>(x, n, shape.scale, shape.soft_cap, *p);
+            *p = top;
+            *p.add(1) = *p.add(1) * factor + sum;
+            if factor != 1.0 {
+                for c in 2..head_len {
+                    *p.add(c) *= factor;
+                }
             }
         }
     }
 }
 
-/// `R` value rows, weighted, added to every head's sums.
+dispatch! {
+    /// Turns the scores of a block into weights, and rescales what was gathered before.
+    ///
+    /// # Safety
+    /// As [`scores`], and `partial` covers a partial result.
+    unsafe fn soften(isa; shape: &Attention, n: usize, scores: *mut f32, partial: *mut f32)
+        = soften_body
+}
+
 #[inline(always)]
-unsafe fn add_rows<S: Simd, E: Load, const R: usize>(
+unsafe fn values_body<S: Simd, E: CacheElement>(
+    (group, dim): (usize, usize),
     (v, v_row): (*const E, usize),
-    dim: usize,
+    n: usize,
     weights: *const f32,
-    heads: usize,
-    (acc, acc_row): (*mut f32, usize),
+    acc: (*mut f32, usize),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut c = 0;
-        while c + S::LANES <= dim {
-            let (v, acc) = ((v.add(c), v_row), (acc.add(c), acc_row));
-            add_values::<S, E, R>(v, weights, heads, acc, None);
-            c += S::LANES;
+        let mut j = 0;
+        while j + VALUES <= n {
+            let (rows, weights) = ((v.add(j * v_row), v_row), (weights.add(j), KEYS));
+            E::add_rows::<S, VALUES>(rows, dim, weights, group, acc);
+            j += VALUES;
         }
-        if c < dim {
-            let (v, acc) = ((v.add(c), v_row), (acc.add(c), acc_row));
-            add_values::<S, E, R>(v, weights, heads, acc, Some(dim - c));
+        while j < n {
+            let (rows, weights) = ((v.add(j * v_row), v_row), (weights.add(j), KEYS));
+            E::add_rows::<S, 1>(rows, dim, weights, group, acc);
+            j += 1;
         }
     }
 }
 
-#[inline(always)]
-unsafe fn part_body<S: Simd, E: Load>(
+dispatch! {
+    /// Adds a block of `n` weighted values to the sums of the heads of one key/value head.
+    ///
+    /// # Safety
+    /// As [`scores`], and `acc` covers a row of values for each head.
+    unsafe fn values[E: CacheElement](isa; heads: (usize, usize), v: (*const E, usize), n: usize,
+        weights: *const f32, acc: (*mut f32, usize)) = values_body
+}
+
+/// See [`super::decode_part`].
+///
+/// # Safety
+/// The arrays cover what the shape says.
+pub unsafe fn part<K: CacheElement, V: CacheElement>(
+    isa: Isa,
     shape: &Attention,
-    (q, k, v): (*const f32, *const E, *const E),
+    (q, k, v): (*const f32, *const K, *const V),
     kv_head: usize,
     keys: Range<usize>,
     partial: *mut f32,
@@ -167,8 +211,8 @@ unsafe fn part_body<S: Simd, E: Load>(
 ) {
     let group = shape.group();
     let (dim, v_dim) = (shape.head_dim, shape.v_dim);
-    let (k_row, v_row) = (shape.kv_heads * dim, shape.kv_heads * v_dim);
-    // One head: maximum, sum of weights, weighted sum of values.
+    let (k_head, v_head) = (dim / K::LEN, v_dim / V::LEN);
+    let (k_row, v_row) = (shape.kv_heads * k_head, shape.kv_heads * v_head);
     let head_len = 2 + v_dim;
     // SAFETY: the entries check the arrays against the shape.
     unsafe {
@@ -181,58 +225,14 @@ unsafe fn part_body<S: Simd, E: Load>(
         let mut first = keys.start;
         while first < keys.end {
             let n = (keys.end - first).min(KEYS);
-            let kb = (k.add(first * k_row + kv_head * dim), k_row);
-            let mut h = 0;
-            while h < group {
-                let (q, out) = ((q.add(h * dim), dim), scratch.add(h * KEYS));
-                h += if group - h >= 4 && S::DOT_COLS == 4 {
-                    scores::<S, E, 4>(dim, q, kb, n, out);
-                    4
-                } else if group - h >= 2 {
-                    scores::<S, E, 2>(dim, q, kb, n, out);
-                    2
-                } else {
-                    scores::<S, E, 1>(dim, q, kb, n, out);
-                    1
-                };
-            }
-            for h in 0..group {
-                let p = partial.add(h * head_len);
-                let x = scratch.add(h * KEYS);
-                let (top, factor, sum) = weights::<S>(x, n, shape.scale, shape.soft_cap, *p);
-                *p = top;
-                *p.add(1) = *p.add(1) * factor + sum;
-                if factor != 1.0 {
-                    for c in 2..head_len {
-                        *p.add(c) *= factor;
-                    }
-                }
-            }
-            let vb = v.add(first * v_row + kv_head * v_dim);
-            let acc = (partial.add(2), head_len);
-            let mut j = 0;
-            while j + VALUES <= n {
-                let rows = (vb.add(j * v_row), v_row);
-                add_rows::<S, E, VALUES>(rows, v_dim, scratch.add(j), group, acc);
-                j += VALUES;
-            }
-            while j < n {
-                let rows = (vb.add(j * v_row), v_row);
-                add_rows::<S, E, 1>(rows, v_dim, scratch.add(j), group, acc);
-                j += 1;
-            }
+            let kb = (k.add(first * k_row + kv_head * k_head), k_row);
+            scores::<K>(isa, (group, dim), q, kb, n, scratch);
+            soften(isa, shape, n, scratch, partial);
+            let vb = (v.add(first * v_row + kv_head * v_head), v_row);
+            values::<V>(isa, (group, v_dim), vb, n, scratch, (partial.add(2), head_len));
             first += n;
         }
     }
-}
-
-dispatch! {
-    /// See [`super::decode_part`].
-    ///
-    /// # Safety
-    /// The arrays cover what the shape says.
-    pub unsafe fn part[E: Load](isa; shape: &Attention, qkv: (*const f32, *const E, *const E),
-        kv_head: usize, keys: Range<usize>, partial: *mut f32, scratch: *mut f32) = part_body
 }
 
 /// See [`super::decode_merge`]; part i begins at `i · part_len`.

@@ -1,8 +1,10 @@
 //! Several query tokens: both products in register tiles, one query row per vector lane.
 
+use super::super::isa::Isa;
 use super::super::math;
-use super::super::simd::{Geometry, Load, Simd, dispatch};
+use super::super::simd::{Geometry, Simd, dispatch};
 use super::super::tile::{Start, tiles};
+use super::cache::{self, CacheElement};
 use super::decode::LOWEST;
 use super::{Attention, UNIT_ROWS};
 
@@ -72,32 +74,64 @@ pub fn scratch_len(shape: &Attention, g: Geometry) -> usize {
     Layout::new(shape, rows, g.lanes, g.rows).end
 }
 
-/// Widens `n` rows of `dim` elements and fills them with zeros up to `padded`.
-#[inline(always)]
-unsafe fn widen_rows<S: Simd, E: Load>(
-    (from, from_row): (*const E, usize),
-    (to, to_row): (*mut f32, usize),
+/// Writes `n` rows from a place on as f32: instruction set, first row, row length in memory and
+/// elements of a row, the same of the output, rows.
+type Widen = unsafe fn(Isa, *const u8, usize, (usize, usize), (*mut f32, usize), usize);
+
+unsafe fn widen<E: CacheElement>(
+    isa: Isa,
+    from: *const u8,
+    row: usize,
+    dim: (usize, usize),
+    to: (*mut f32, usize),
     n: usize,
-    dim: usize,
-    padded: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe {
-        for r in 0..n {
-            let (from, to) = (from.add(r * from_row), to.add(r * to_row));
-            let mut c = 0;
-            while c + S::LANES <= dim {
-                S::store(to.add(c), E::load::<S>(from.add(c)));
-                c += S::LANES;
-            }
-            while c < dim {
-                *to.add(c) = (*from.add(c)).widen();
-                c += 1;
-            }
-            while c < padded {
-                *to.add(c) = 0.0;
-                c += 1;
-            }
+    unsafe { cache::widen::<E>(isa, (from.cast(), row), to, n, dim) }
+}
+
+/// Rows of a cache, of whatever type.
+#[derive(Clone, Copy)]
+pub struct CacheRows {
+    isa: Isa,
+    data: *const u8,
+    /// Values of the type in a row, and in a head's part of it.
+    row: usize,
+    head: usize,
+    bytes: usize,
+    widen: Widen,
+}
+
+impl CacheRows {
+    /// Rows of `heads` heads of `dim` elements.
+    pub fn new<E: CacheElement>(isa: Isa, data: *const E, heads: usize, dim: usize) -> CacheRows {
+        let head = dim / E::LEN;
+        CacheRows {
+            isa,
+            data: data.cast(),
+            row: heads * head,
+            head,
+            bytes: size_of::<E>(),
+            widen: widen::<E>,
+        }
+    }
+
+    /// Writes `n` rows from `first` on of one head as f32.
+    ///
+    /// # Safety
+    /// The cache has the rows, and `to` covers them.
+    #[inline(always)]
+    unsafe fn widen(
+        &self,
+        (first, n): (usize, usize),
+        head: usize,
+        to: (*mut f32, usize),
+        dim: (usize, usize),
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = self.data.add((first * self.row + head * self.head) * self.bytes);
+            (self.widen)(self.isa, from, self.row, dim, to, n);
         }
     }
 }
@@ -181,9 +215,9 @@ unsafe fn soften<S: Simd>(shape: &Attention, base: *mut f32, at: &Layout, n: usi
 }
 
 #[inline(always)]
-unsafe fn unit_body<S: Simd, E: Load>(
+unsafe fn unit_body<S: Simd>(
     shape: &Attention,
-    (q, k, v): (*const f32, *const E, *const E),
+    (q, k, v): (*const f32, CacheRows, CacheRows),
     kv_head: usize,
     (start, end): (usize, usize),
     out: *mut f32,
@@ -191,7 +225,6 @@ unsafe fn unit_body<S: Simd, E: Load>(
 ) {
     let group = shape.group();
     let (dim, v_dim) = (shape.head_dim, shape.v_dim);
-    let (k_row, v_row) = (shape.kv_heads * dim, shape.kv_heads * v_dim);
     let tokens = end - start;
     let live = tokens * group;
     let at = Layout::new(shape, live, S::LANES, S::MR);
@@ -225,8 +258,7 @@ unsafe fn unit_body<S: Simd, E: Load>(
         while first < keys.end {
             let n = (keys.end - first).min(KEYS);
             let padded = n.next_multiple_of(S::MR);
-            let from = (k.add(first * k_row + kv_head * dim), k_row);
-            widen_rows::<S, E>(from, (base.add(at.keys), at.k_row), n, dim, dim);
+            k.widen((first, n), kv_head, (base.add(at.keys), at.k_row), (dim, dim));
             for j in n..padded {
                 std::ptr::write_bytes(base.add(at.keys + j * at.k_row), 0, dim);
             }
@@ -253,8 +285,8 @@ unsafe fn unit_body<S: Simd, E: Load>(
                 mask(shape, scores, at.rows, n, first, (position, tokens));
             }
             soften::<S>(shape, base, &at, n);
-            let from = (v.add(first * v_row + kv_head * v_dim), v_row);
-            widen_rows::<S, E>(from, (base.add(at.values), at.v_row), n, v_dim, at.v_cols);
+            let to = (base.add(at.values), at.v_row);
+            v.widen((first, n), kv_head, to, (v_dim, at.v_cols));
             tiles::<S>(
                 Start::Sum,
                 n,
@@ -283,6 +315,6 @@ dispatch! {
     ///
     /// # Safety
     /// The arrays cover what the shape says.
-    pub unsafe fn unit[E: Load](isa; shape: &Attention, qkv: (*const f32, *const E, *const E),
+    pub unsafe fn unit(isa; shape: &Attention, qkv: (*const f32, CacheRows, CacheRows),
         kv_head: usize, span: (usize, usize), out: *mut f32, scratch: *mut f32) = unit_body
 }

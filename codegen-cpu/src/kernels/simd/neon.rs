@@ -75,6 +75,40 @@ impl Simd for Neon {
     unsafe fn load_bf16(p: *const u16) -> float32x4_t {
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))) }
     }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> float32x4_t {
+        unsafe {
+            let half = vdup_n_u16(p.read_unaligned());
+            let wide: float32x4_t;
+            asm!("fcvtl {w:v}.4s, {h:v}.4h", w = out(vreg) wide, h = in(vreg) half,
+                options(pure, nomem, nostack, preserves_flags));
+            wide
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> float32x4_t {
+        unsafe {
+            let four = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_low4(p: *const u8) -> float32x4_t {
+        unsafe {
+            let four = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned()));
+            let low = vreinterpret_s8_u8(vand_u8(four, vdup_n_u8(15)));
+            let codes = vsub_s8(low, vdup_n_s8(8));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(codes))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high4(p: *const u8) -> float32x4_t {
+        unsafe {
+            let four = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned()));
+            let codes = vsub_s8(vreinterpret_s8_u8(vshr_n_u8::<4>(four)), vdup_n_s8(8));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(codes))))
+        }
+    }
 
     #[inline(always)]
     unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {

@@ -105,6 +105,22 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> Self::V {
+        unsafe { [widen(p.read_unaligned()); L] }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        unsafe { p.cast::<[i8; L]>().read().map(f32::from) }
+    }
+    #[inline(always)]
+    unsafe fn load_low4(p: *const u8) -> Self::V {
+        unsafe { p.cast::<[u8; L]>().read().map(|b| f32::from(b & 15) - 8.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_high4(p: *const u8) -> Self::V {
+        unsafe { p.cast::<[u8; L]>().read().map(|b| f32::from(b >> 4) - 8.0) }
+    }
+    #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |a, b| a + b)
     }

@@ -69,6 +69,33 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         }
     }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> __m256 {
+        unsafe {
+            let half = _mm_cvtsi32_si128(i32::from(p.read_unaligned()));
+            _mm256_broadcastss_ps(_mm_cvtph_ps(half))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_low4(p: *const u8) -> __m256 {
+        unsafe {
+            let low = _mm_and_si128(_mm_loadl_epi64(p.cast()), _mm_set1_epi8(15));
+            let codes = _mm_sub_epi8(low, _mm_set1_epi8(8));
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high4(p: *const u8) -> __m256 {
+        unsafe {
+            let shifted = _mm_srli_epi16::<4>(_mm_loadl_epi64(p.cast()));
+            let codes = _mm_sub_epi8(_mm_and_si128(shifted, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
+        }
+    }
 
     #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
@@ -216,6 +243,33 @@ impl Simd for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> __m512 {
+        unsafe {
+            let half = _mm_cvtsi32_si128(i32::from(p.read_unaligned()));
+            _mm512_broadcastss_ps(_mm_cvtph_ps(half))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_low4(p: *const u8) -> __m512 {
+        unsafe {
+            let low = _mm_and_si128(_mm_loadu_si128(p.cast()), _mm_set1_epi8(15));
+            let codes = _mm_sub_epi8(low, _mm_set1_epi8(8));
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high4(p: *const u8) -> __m512 {
+        unsafe {
+            let shifted = _mm_srli_epi16::<4>(_mm_loadu_si128(p.cast()));
+            let codes = _mm_sub_epi8(_mm_and_si128(shifted, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
         }
     }
 

@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 use peer::Peer;
 use sample::{Row, Samples, Setup, Test, markdown};
 
+use crate::cache_type::CacheArgs;
 use crate::device::DeviceArgs;
 use crate::output;
 use crate::source::{LoraArgs, ModelArg};
@@ -27,6 +28,8 @@ pub struct BenchArgs {
     pub model: ModelArg,
     #[command(flatten)]
     pub lora: LoraArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Measure a model of this shape with random weights instead
     #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
     pub synthetic: Option<synthetic::Shape>,
@@ -113,6 +116,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         batch: args.batch.max(1),
         rows: 1,
         threads: args.threads,
+        cache_types: args.cache.types(),
         gpu: args.device.open()?,
         placement: args.device.placement(),
         adapters: args.lora.open(false)?,
