@@ -1,15 +1,15 @@
 //! Single ops on a GPU: times by the device's timestamps, as a table and as JSON for
 //! `benches/gpu_torch.py`, which measures PyTorch on the same cases.
 //!
-//! `cargo bench --bench gpu -- [--json FILE] [--small] [NAME]…`
+//! `cargo bench --bench gpu -- [--json FILE] [--small] [WORD]…` (cases with all the words)
 //!
-//! A case is a module in which the op is repeated, each on the result of the last; a time is that
-//! of one repetition, the median of several runs after some that warm the clocks up. The results
-//! of products are compared with sums in f64 at some places before they are timed.
+//! A case is a module in which the op is repeated, each on the result of the last, after products
+//! that bring the clocks up again: a card that waits for the host slows down within milliseconds.
+//! A time is that of one repetition, the median of several runs. The results of products are
+//! compared with sums in f64 at some places before they are timed.
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use aether::ir::{Attrs, DType, Func, FuncBuilder, Module, Op, Tensor, TensorType, ValueId};
 use aether::runtime::gpu::{Gpu, GpuOptions};
@@ -28,8 +28,7 @@ struct Case {
     bytes: f64,
     repeats: usize,
     fused: bool,
-    /// The op's value from that of x; other parameters are made once.
-    func: Func,
+    func: Box<dyn Fn(&mut FuncBuilder) -> ValueId>,
     /// Whether it is a product, which is checked.
     product: bool,
 }
@@ -42,23 +41,42 @@ fn ty(dtype: DType, dims: &[u64]) -> TensorType {
     TensorType::new(dtype, dims.iter().copied())
 }
 
+/// Products before the op, on `[n, n]` of f32.
+#[derive(Clone, Copy)]
+struct Warmth {
+    n: u64,
+    products: usize,
+}
+
+/// A function that warms up and then goes on; `body` gives the value from its parameters.
+fn warmed(warmth: Warmth, body: impl FnOnce(&mut FuncBuilder) -> ValueId) -> Func {
+    let mut f = FuncBuilder::new("main");
+    let [mut x, w] = ["warm", "warm_w"].map(|name| f.param(name, ty(DType::F32, &[warmth.n; 2])));
+    for _ in 0..warmth.products {
+        x = op(&mut f, Op::Matmul, &[x, w]);
+    }
+    let y = body(&mut f);
+    f.finish(&[x, y])
+}
+
 /// `relu(sqrt(abs((1.5 x + 0.25)² - x)) x)`.
 fn chain(n: u64) -> Case {
-    let mut f = FuncBuilder::new("main");
-    let x = f.param("x", ty(DType::F32, &[n]));
-    let mut splat = |value: f64| {
-        let attrs = Attrs::new().with("value", value);
-        f.op_to(Op::Splat, &[], attrs, ty(DType::F32, &[])).expect("a scalar")
+    let func = move |f: &mut FuncBuilder| {
+        let x = f.param("x", ty(DType::F32, &[n]));
+        let mut splat = |value: f64| {
+            let attrs = Attrs::new().with("value", value);
+            f.op_to(Op::Splat, &[], attrs, ty(DType::F32, &[])).expect("a scalar")
+        };
+        let (a, b) = (splat(1.5), splat(0.25));
+        let y = op(f, Op::Mul, &[x, a]);
+        let y = op(f, Op::Add, &[y, b]);
+        let y = op(f, Op::Mul, &[y, y]);
+        let y = op(f, Op::Sub, &[y, x]);
+        let y = op(f, Op::Abs, &[y]);
+        let y = op(f, Op::Sqrt, &[y]);
+        let y = op(f, Op::Mul, &[y, x]);
+        op(f, Op::Relu, &[y])
     };
-    let (a, b) = (splat(1.5), splat(0.25));
-    let y = op(&mut f, Op::Mul, &[x, a]);
-    let y = op(&mut f, Op::Add, &[y, b]);
-    let y = op(&mut f, Op::Mul, &[y, y]);
-    let y = op(&mut f, Op::Sub, &[y, x]);
-    let y = op(&mut f, Op::Abs, &[y]);
-    let y = op(&mut f, Op::Sqrt, &[y]);
-    let y = op(&mut f, Op::Mul, &[y, x]);
-    let y = op(&mut f, Op::Relu, &[y]);
     Case {
         name: "chain of 8",
         dtype: DType::F32,
@@ -67,29 +85,32 @@ fn chain(n: u64) -> Case {
         bytes: 8.0 * n as f64,
         repeats: 1,
         fused: true,
-        func: f.finish(&[y]),
+        func: Box::new(func),
         product: false,
     }
 }
 
 /// A value read and written: what memory can do.
 fn copy(n: u64) -> Case {
-    let mut f = FuncBuilder::new("main");
-    let x = f.param("x", ty(DType::F32, &[n]));
-    let y = op(&mut f, Op::Neg, &[x]);
+    let func = move |f: &mut FuncBuilder| {
+        let x = f.param("x", ty(DType::F32, &[n]));
+        op(f, Op::Neg, &[x])
+    };
     let (name, dtype, sizes) = ("copy", DType::F32, vec![n]);
     let (flops, bytes) = (n as f64, 8.0 * n as f64);
-    let func = f.finish(&[y]);
+    let func = Box::new(func);
     Case { name, dtype, sizes, flops, bytes, repeats: 1, fused: true, func, product: false }
 }
 
 fn matmul(dtype: DType, n: u64, relu: bool, fused: bool, repeats: usize) -> Case {
-    let mut f = FuncBuilder::new("main");
-    let (mut x, w) = (f.param("x", ty(dtype, &[n, n])), f.param("w", ty(dtype, &[n, n])));
-    for _ in 0..repeats {
-        x = op(&mut f, Op::Matmul, &[x, w]);
-        x = if relu { op(&mut f, Op::Relu, &[x]) } else { x };
-    }
+    let func = move |f: &mut FuncBuilder| {
+        let (mut x, w) = (f.param("x", ty(dtype, &[n, n])), f.param("w", ty(dtype, &[n, n])));
+        for _ in 0..repeats {
+            x = op(f, Op::Matmul, &[x, w]);
+            x = if relu { op(f, Op::Relu, &[x]) } else { x };
+        }
+        x
+    };
     let size = n as f64;
     Case {
         name: match (relu, fused) {
@@ -103,23 +124,25 @@ fn matmul(dtype: DType, n: u64, relu: bool, fused: bool, repeats: usize) -> Case
         bytes: 3.0 * size * size * dtype.block_bytes() as f64,
         repeats,
         fused,
-        func: f.finish(&[x]),
+        func: Box::new(func),
         product: !relu,
     }
 }
 
 fn rows(name: &'static str, dtype: DType, rows: u64, n: u64, repeats: usize) -> Case {
-    let mut f = FuncBuilder::new("main");
-    let mut x = f.param("x", ty(dtype, &[rows, n]));
-    let norm =
-        (name == "layer_norm").then(|| ["w", "b"].map(|name| f.param(name, ty(dtype, &[n]))));
-    for _ in 0..repeats {
-        x = match norm {
-            None => f.op(Op::Softmax, &[x], Attrs::new().with("axis", -1i64)),
-            Some([w, b]) => f.op(Op::LayerNorm, &[x, w, b], Attrs::new().with("eps", 1e-5)),
+    let func = move |f: &mut FuncBuilder| {
+        let mut x = f.param("x", ty(dtype, &[rows, n]));
+        let norm =
+            (name == "layer_norm").then(|| ["w", "b"].map(|name| f.param(name, ty(dtype, &[n]))));
+        for _ in 0..repeats {
+            x = match norm {
+                None => f.op(Op::Softmax, &[x], Attrs::new().with("axis", -1i64)),
+                Some([w, b]) => f.op(Op::LayerNorm, &[x, w, b], Attrs::new().with("eps", 1e-5)),
+            }
+            .expect("the operands fit");
         }
-        .expect("the operands fit");
-    }
+        x
+    };
     let all = (rows * n) as f64;
     Case {
         name,
@@ -129,7 +152,7 @@ fn rows(name: &'static str, dtype: DType, rows: u64, n: u64, repeats: usize) -> 
         bytes: 2.0 * all * dtype.block_bytes() as f64,
         repeats,
         fused: true,
-        func: f.finish(&[x]),
+        func: Box::new(func),
         product: false,
     }
 }
@@ -137,14 +160,16 @@ fn rows(name: &'static str, dtype: DType, rows: u64, n: u64, repeats: usize) -> 
 /// Causal attention of some last tokens over a cache of f16 that they fill.
 fn attention(tokens: u64, context: u64, heads: u64, kv_heads: u64, repeats: usize) -> Case {
     let d = 128;
-    let mut f = FuncBuilder::new("main");
-    let mut q = f.param("q", ty(DType::F32, &[tokens, heads, d]));
-    let [k, v] = ["k", "v"].map(|name| f.param(name, ty(DType::F16, &[context, kv_heads, d])));
-    let past = f.param("past", ty(DType::I32, &[]));
-    let attrs = Attrs::new().with("scale", (d as f64).powf(-0.5));
-    for _ in 0..repeats {
-        q = f.op(Op::Attention, &[q, k, v, past], attrs.clone()).expect("the operands fit");
-    }
+    let func = move |f: &mut FuncBuilder| {
+        let mut q = f.param("q", ty(DType::F32, &[tokens, heads, d]));
+        let [k, v] = ["k", "v"].map(|name| f.param(name, ty(DType::F16, &[context, kv_heads, d])));
+        let past = f.param("past", ty(DType::I32, &[]));
+        let attrs = Attrs::new().with("scale", (d as f64).powf(-0.5));
+        for _ in 0..repeats {
+            q = f.op(Op::Attention, &[q, k, v, past], attrs.clone()).expect("the operands fit");
+        }
+        q
+    };
     let pairs = tokens as f64 * (context as f64 - (tokens as f64 - 1.0) / 2.0);
     Case {
         name: if tokens == 1 { "attention, decode" } else { "attention, prompt" },
@@ -154,7 +179,7 @@ fn attention(tokens: u64, context: u64, heads: u64, kv_heads: u64, repeats: usiz
         bytes: (2 * context * kv_heads * d * 2 + 2 * tokens * heads * d * 4) as f64,
         repeats,
         fused: true,
-        func: f.finish(&[q]),
+        func: Box::new(func),
         product: false,
     }
 }
@@ -177,11 +202,11 @@ fn cases(small: bool) -> Vec<Case> {
     }
     let mut all = vec![copy(1 << 27), chain(1 << 27)];
     for dtype in [DType::F32, DType::F16] {
-        for (n, repeats) in [(1024, 20), (2048, 10), (4096, 4), (8192, 2)] {
+        for (n, repeats) in [(1024, 50), (2048, 20), (4096, 10), (8192, 4)] {
             all.push(matmul(dtype, n, false, true, repeats));
         }
-        all.push(matmul(dtype, 1024, true, true, 20));
-        all.push(matmul(dtype, 1024, true, false, 20));
+        all.push(matmul(dtype, 1024, true, true, 50));
+        all.push(matmul(dtype, 1024, true, false, 50));
     }
     all.push(rows("softmax", DType::F32, 16384, 4096, 2));
     all.push(rows("softmax", DType::F32, 1024, 32000, 2));
@@ -209,11 +234,11 @@ fn argument(ty: &TensorType, rng: &mut fastrand::Rng) -> Tensor {
     Tensor::from_f64(ty.dtype, &dims, &values).expect("the sizes are right")
 }
 
-fn compile(case: &Case, gpu: &Arc<Gpu>) -> Arc<Executable> {
+fn compile(case: &Case, gpu: &Arc<Gpu>, func: Func) -> Arc<Executable> {
     let without = DEFAULT_PIPELINE.split(',').filter(|pass| !pass.starts_with("fuse"));
     let pipeline = (!case.fused).then(|| without.collect::<Vec<_>>().join(","));
     let mut module = Module::new("bench");
-    module.add_func(case.func.clone());
+    module.add_func(func);
     let opts = Options { pipeline, gpu: Some(gpu.clone()), ..Options::default() };
     Arc::new(Executable::compile(module, &Files::new(), &opts).expect("it compiles"))
 }
@@ -221,7 +246,10 @@ fn compile(case: &Case, gpu: &Arc<Gpu>) -> Arc<Executable> {
 /// The greatest distance of a product from f64 sums at some places, in units of the greatest.
 fn check(case: &Case, gpu: &Arc<Gpu>, args: &[Tensor], rng: &mut fastrand::Rng) {
     let one = matmul(case.dtype, case.sizes[0], false, true, 1);
-    let out = run_executable(&compile(&one, gpu), args.to_vec()).expect("it runs");
+    let mut f = FuncBuilder::new("main");
+    let y = (one.func)(&mut f);
+    let exe = compile(&one, gpu, f.finish(&[y]));
+    let out = run_executable(&exe, args.to_vec()).expect("it runs");
     let n = case.sizes[0] as usize;
     let out = out[0].to_f64_vec().expect("floats");
     let [x, w] = [0, 1].map(|i| args[i].to_f64_vec().expect("floats"));
@@ -240,33 +268,33 @@ fn check(case: &Case, gpu: &Arc<Gpu>, args: &[Tensor], rng: &mut fastrand::Rng) 
 }
 
 /// Seconds of a repetition.
-fn measure(case: &Case, gpu: &Arc<Gpu>, least: Duration) -> f64 {
+fn measure(case: &Case, gpu: &Arc<Gpu>, warmth: Warmth) -> f64 {
     let mut rng = fastrand::Rng::with_seed(7);
-    let types: Vec<&TensorType> = case.func.params.iter().map(|&p| case.func.ty(p)).collect();
+    let func = warmed(warmth, &case.func);
+    let types: Vec<TensorType> = func.params.iter().map(|&p| func.ty(p).clone()).collect();
     let mut args: Vec<Tensor> = types.iter().map(|ty| argument(ty, &mut rng)).collect();
     if case.name.starts_with("attention") {
         let past = case.sizes[1] as i32 - case.sizes[0] as i32;
-        args[3] = Tensor::scalar_i32(past);
+        args[5] = Tensor::scalar_i32(past);
     }
     if case.product {
-        check(case, gpu, &args, &mut rng);
+        check(case, gpu, &args[2..], &mut rng);
     }
-    let mut session = Session::new(compile(case, gpu)).expect("there is memory");
-    session.profile().expect("the device has timestamps");
-    let mut times = Vec::new();
-    let begun = Instant::now();
-    while times.len() < 5 || begun.elapsed() < least {
-        let mut args: Vec<Arg<'_>> =
-            args.iter().map(|x| Arg { shape: x.shape(), data: ArgData::Read(x.bytes()) }).collect();
-        session.run(&mut args).expect("it runs");
-        let spans = session.take_spans();
-        let first = spans.first().expect("something ran");
-        let last = spans.last().expect("something ran");
-        times.push((last.start + last.duration - first.start).as_secs_f64() / case.repeats as f64);
-    }
-    // Those of the first half warm the clocks up.
-    let warm = times.len() / 2;
-    let times = &mut times[warm..];
+    let mut session = Session::new(compile(case, gpu, func)).expect("there is memory");
+    let ends = [warmth.products - 1, usize::MAX];
+    session.profile_stretches(&ends).expect("the device has timestamps");
+    let mut times: Vec<f64> = (0..7)
+        .map(|_| {
+            let mut args: Vec<Arg<'_>> = args
+                .iter()
+                .map(|x| Arg { shape: x.shape(), data: ArgData::Read(x.bytes()) })
+                .collect();
+            session.run(&mut args).expect("it runs");
+            let spans = session.take_spans();
+            assert_eq!(spans.len(), 2);
+            spans[1].duration.as_secs_f64() / case.repeats as f64
+        })
+        .collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
@@ -292,10 +320,16 @@ fn main() {
         "op", "type", "sizes", "µs", "GB/s", "TFLOP/s"
     );
     let mut lines = Vec::new();
-    let chosen = |name: &str| names.is_empty() || names.iter().any(|n| name.contains(n.as_str()));
-    let least = Duration::from_millis(if small { 1 } else { 500 });
-    for case in cases(small).iter().filter(|case| chosen(case.name)) {
-        let time = measure(case, &gpu, least);
+    let chosen = |case: &&Case| {
+        let text = format!("{} {} {:?}", case.name, case.dtype.name(), case.sizes);
+        names.iter().all(|word| text.contains(word.as_str()))
+    };
+    let warmth = match small {
+        true => Warmth { n: 64, products: 1 },
+        false => Warmth { n: 4096, products: 20 },
+    };
+    for case in cases(small).iter().filter(chosen) {
+        let time = measure(case, &gpu, warmth);
         let sizes = case.sizes.iter().map(u64::to_string).collect::<Vec<_>>();
         println!(
             "{:24} {:5} {:>26} {:12.2} {:10.1} {:10.2}",

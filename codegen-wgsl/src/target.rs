@@ -48,8 +48,9 @@ impl Target for GpuTarget {
         match op {
             Op::MatmulGated => f32_left && operands.iter().skip(1).take(2).all(weight),
             Op::MatmulAdd | Op::MatmulAct => {
-                operands.first().is_some_and(|x| x.dtype == DType::F32)
-                    && operands.iter().skip(1).take(1).all(weight)
+                let [x, w, ..] = operands else { return false };
+                let halves = x.dtype == DType::F16 && w.dtype == DType::F16;
+                (x.dtype == DType::F32 && weight(w)) || halves
             }
             Op::MatmulMulti => f32_left,
             // Each workgroup norms anew: only for few tokens is that less than a kernel more.

@@ -166,9 +166,21 @@ impl Session {
     /// When it runs on the CPU, which has no such times, or on a GPU without timestamps.
     pub fn profile(&mut self) -> Result<(), RuntimeError> {
         match &mut self.memory {
-            Memory::Gpu(session) => Ok(session.profile()?),
+            Memory::Gpu(session) => Ok(session.profile(None)?),
             Memory::Hybrid(session) => session.profile(),
             Memory::Cpu { .. } => Err(RuntimeError::NoProfile),
+        }
+    }
+
+    /// Times stretches of steps of the runs from now on: those that end with the steps `ends`,
+    /// counted from 0, of which those behind the last are the last. A stretch is one span.
+    ///
+    /// # Errors
+    /// When it does not run on one GPU alone, or on one without timestamps.
+    pub fn profile_stretches(&mut self, ends: &[usize]) -> Result<(), RuntimeError> {
+        match &mut self.memory {
+            Memory::Gpu(session) => Ok(session.profile(Some(ends))?),
+            Memory::Hybrid(_) | Memory::Cpu { .. } => Err(RuntimeError::NoProfile),
         }
     }
 

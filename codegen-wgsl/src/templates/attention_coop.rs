@@ -7,6 +7,9 @@
 //! more than [`SLACK`] are the sums of the workgroup scaled, which happens a few times in all.
 //!
 //! Queries are rounded to f16 after a power of two has brought their greatest number near one.
+//!
+//! Tiles of keys and values are loaded at indices that the driver cannot know: NVIDIA's (580) was
+//! seen to load other numbers from workgroup memory where an index was a constant.
 
 use std::fmt::Write as _;
 
@@ -119,6 +122,7 @@ for (var i = 0u; i < {}u; i += 1u) {{
     kv[row * {ks}u + side * {}u + i] = vec4<f16>({q}[first_q + i] * down);
 }}
 workgroupBarrier();
+let nought = select(0u, 1u, all == 0u);
 ",
         tile.vectors(a),
         rows * SCORES,
@@ -188,7 +192,8 @@ kv[to + 1u] = {cache}[source + 1u];
         for i in 0..a.d / 16 {
             let _ = write!(
                 t,
-                "let k_{n}_{i} = coopLoad<coop_mat16x16<f16, B>>(&kv[{}u], {ks}u);
+                "let ki_{n}_{i} = nought + {}u;
+let k_{n}_{i} = coopLoad<coop_mat16x16<f16, B>>(&kv[ki_{n}_{i}], {ks}u);
 s_{n} = coopMultiplyAdd(q_{i}, k_{n}_{i}, s_{n});
 ",
                 16 * n * ks + 4 * i
@@ -281,7 +286,8 @@ let w_{kk} = coopLoadT<coop_mat16x16<f16, A>>(&weights[wi_{kk}], {WEIGHTS}u);
         for j in 0..a.dv / 16 {
             let _ = write!(
                 t,
-                "let v_{kk}_{j} = coopLoadT<coop_mat16x16<f16, B>>(&kv[{}u], {vs}u);
+                "let vi_{kk}_{j} = nought + {}u;
+let v_{kk}_{j} = coopLoadT<coop_mat16x16<f16, B>>(&kv[vi_{kk}_{j}], {vs}u);
 acc_{j} = coopMultiplyAdd(w_{kk}, v_{kk}_{j}, acc_{j});
 ",
                 KEYS * ks + 16 * kk * vs + 4 * j

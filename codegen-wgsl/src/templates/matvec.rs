@@ -64,9 +64,38 @@ impl Variant {
             };
         }
         let tokens = product.most_tokens.clamp(1, 8) as u32;
+        let quantised = !product.weights[0].dtype.planes().is_empty();
+        if tokens == 1 && quantised && adapter.workgroup_invocations >= 16 * lanes {
+            return Variant::large(product);
+        }
         let rows = if product.gated || tokens > 2 { 1 } else { 2 };
         let steps = if product.gated || tokens > 1 { 1 } else { 2 };
+        // Plain numbers take little arithmetic: more of them are read at the same time.
+        let (rows, steps) = match quantised || tokens > 1 {
+            true => (rows, steps),
+            false => (2, 2),
+        };
         Variant { subgroups, rows, steps, passes: 1, prefetch: true, held: true, tokens }
+    }
+}
+
+impl Variant {
+    /// Workgroups of 16 subgroups for one token: they stage the activations half as often as those
+    /// of eight. After a norm that is what a short product costs, so that each goes over more rows.
+    /// Measured on an H200 for q4_k: 1.1 to 2.3 times the speed of eight subgroups.
+    fn large(product: &Product) -> Variant {
+        let rows: usize = product.weights.iter().map(|w| w.rows).sum();
+        let norm = product.norm.is_some();
+        let passes = if norm && rows > 8192 { 2 } else { 1 };
+        Variant {
+            subgroups: 16,
+            rows: if norm && !product.gated { 2 } else { 1 },
+            steps: if norm || product.gated { 1 } else { 2 },
+            passes,
+            prefetch: passes == 1,
+            held: true,
+            tokens: 1,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! When the device did what, from timestamps between dispatches.
 //!
-//! A segment of steps begins with a stamp, and with two when weights are copied for it: then the
+//! Every step ends with a stamp, or those alone that end a stretch of steps: a stamp costs some
+//! microseconds. A segment of steps begins with a stamp, and with two when weights are copied for it: then the
 //! copy lies between them. What lies between two segments is time in which the device waited.
 
 use std::ops::Range;
@@ -35,11 +36,15 @@ pub(crate) struct Profiler {
 }
 
 impl Profiler {
-    /// For runs of these segments.
+    /// For runs of these segments; `ends` are the steps that end a stretch, all when `None`.
     ///
     /// # Errors
     /// When the device has no timestamps, or no memory left.
-    pub fn new(gpu: &Gpu, segments: &[Segment]) -> Result<Profiler, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        segments: &[Segment],
+        ends: Option<&[usize]>,
+    ) -> Result<Profiler, GpuError> {
         use wgpu::BufferUsages as U;
         if !gpu.has_timestamps() {
             return Err(GpuError::Device("it has no timestamps".to_owned()));
@@ -52,7 +57,8 @@ impl Profiler {
             if !segment.uploads.is_empty() {
                 stamps.push(Ends::Copy { segment: k });
             }
-            stamps.extend(segment.steps.clone().map(Ends::Step));
+            let ends = |i: &usize| ends.is_none_or(|ends| ends.contains(i));
+            stamps.extend(segment.steps.clone().filter(ends).map(Ends::Step));
         }
         stamps.truncate(wgpu::QUERY_SET_MAX_QUERIES as usize);
         let bytes = stamps.len() as u64 * 8;
@@ -74,6 +80,11 @@ impl Profiler {
     pub fn of_segment(&self, segment: usize) -> Range<usize> {
         let end = self.firsts.get(segment + 1).copied().unwrap_or(self.stamps.len());
         self.firsts[segment]..end
+    }
+
+    /// Whether a step ends a stretch; `stamp` is the next of its segment.
+    pub fn ends(&self, step: usize, stamp: Option<usize>) -> bool {
+        stamp.and_then(|i| self.stamps.get(i)) == Some(&Ends::Step(step))
     }
 
     /// Writes a stamp, if it is one of those that fit.

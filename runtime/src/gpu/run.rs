@@ -91,12 +91,17 @@ impl GpuSession {
         })
     }
 
-    /// Times every dispatch of the runs from now on, which slows them down.
+    /// Times the dispatches of the runs from now on, which slows them down: every one, or the
+    /// stretches that end with the steps `ends`, counted from 0, of which those behind the last
+    /// are the last.
     ///
     /// # Errors
     /// When the device has no timestamps.
-    pub fn profile(&mut self) -> Result<(), GpuError> {
-        let profiler = Profiler::new(&self.executable.gpu, self.executable.segments())?;
+    pub fn profile(&mut self, ends: Option<&[usize]>) -> Result<(), GpuError> {
+        let last = self.executable.program.steps.len().saturating_sub(1);
+        let ends = ends.map(|ends| ends.iter().map(|&i| i.min(last)).collect::<Vec<_>>());
+        let (gpu, segments) = (&self.executable.gpu, self.executable.segments());
+        let profiler = Profiler::new(gpu, segments, ends.as_deref())?;
         self.profile = Some(profiler);
         self.ahead = None;
         Ok(())
@@ -352,7 +357,8 @@ impl GpuSession {
                 p.stamp(&mut pass, index);
             }
             let groups = &self.memory.bind_groups()[now.steps.clone()];
-            for (step, group) in program.steps[now.steps.clone()].iter().zip(groups) {
+            for (i, group) in now.steps.clone().zip(groups) {
+                let step = &program.steps[i];
                 let counts = step.groups.each_ref().map(|Groups { count, per }| {
                     count.eval(value).unwrap_or(0).div_ceil(u64::from(*per))
                 });
@@ -370,8 +376,8 @@ impl GpuSession {
                     pass.set_bind_group(0, group, &[]);
                     pass.dispatch_workgroups(x, y, z);
                 }
-                if let Some((p, index)) = profile.zip(stamps.next()) {
-                    p.stamp(&mut pass, index);
+                if let Some(p) = profile.filter(|p| p.ends(i, stamps.clone().next())) {
+                    stamps.by_ref().take(1).for_each(|index| p.stamp(&mut pass, index));
                 }
             }
         }

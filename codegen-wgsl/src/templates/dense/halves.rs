@@ -40,8 +40,8 @@ impl Tile {
             && dense.depth.is_multiple_of(8)
             && dense.columns.is_multiple_of(8);
         let all = [
-            Tile::new(128, 128, 32, (2, 2), 2),
-            Tile::new(128, 64, 32, (2, 2), 2),
+            Tile::new(128, 256, 32, (2, 4), 1),
+            Tile::new(128, 128, 32, (2, 2), 1),
             Tile::new(64, 64, 32, (2, 2), 2),
         ];
         let stack = dense.stack.as_const().unwrap_or(1).max(1);
