@@ -30,3 +30,4 @@ pub use hybrid::Placement;
 pub use saved::{Identity, MAX_PLAN_FILE, Recompile, SavedError};
 pub use session::{ArgBuffer, Session, check_memory};
 pub use tensors::{run_executable, run_module};
+pub use trace::Traffic;

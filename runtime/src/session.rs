@@ -10,7 +10,7 @@ use crate::arg::{Arg, ArgData, State};
 use crate::executable::Code;
 use crate::gpu::{GpuError, GpuSession};
 use crate::hybrid::HybridSession;
-use crate::trace::Span;
+use crate::trace::{Span, Traffic};
 use crate::{Executable, RunError, RuntimeError};
 
 /// Runs an executable, one run at a time, in memory of its own.
@@ -190,6 +190,15 @@ impl Session {
             Memory::Gpu(session) => session.take_spans(),
             Memory::Hybrid(session) => session.take_spans(),
             Memory::Cpu { .. } => Vec::new(),
+        }
+    }
+
+    /// Bytes that crossed to a GPU and back in the last run.
+    pub fn traffic(&self) -> Traffic {
+        match &self.memory {
+            Memory::Gpu(session) => session.traffic(),
+            Memory::Hybrid(session) => session.traffic(),
+            Memory::Cpu { .. } => Traffic::default(),
         }
     }
 

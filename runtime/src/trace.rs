@@ -12,8 +12,23 @@ pub enum Lane {
     Ops,
     /// Copies of weights by the device.
     Copies,
-    /// Reading and packing of weights by the host.
+    /// Reading and packing of weights by the host, and what it sends and takes in a run.
     Host,
+}
+
+/// Bytes that crossed between host and GPU in a run: arguments and weights that pass through, and
+/// results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub up: u64,
+    pub down: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Traffic) {
+        self.up += other.up;
+        self.down += other.down;
+    }
 }
 
 /// One thing that ran.

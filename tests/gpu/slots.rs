@@ -7,13 +7,13 @@ use aether_llm::engine::{
     Event, Failure, LoadOptions, Model, Piece, Request, Service, ServiceElsewhere, ServiceOptions,
     Slots, SubmitError,
 };
-use aether_llm::sample::SamplerOptions;
+use aether_llm::sample::{Need, SamplerOptions};
 use aether_runtime::gpu::{Gpu, GpuOptions};
-use aether_runtime::{Placement, Session};
+use aether_runtime::{Placement, Session, Traffic};
 
 use super::models::cosine;
 use super::support::gpu;
-use super::tiny::{FLOATS, QUANTIZED, Tiny};
+use super::tiny::{FLOATS, QUANTIZED, Tiny, VOCAB};
 
 fn load(tiny: &Tiny, gpu: Option<Arc<Gpu>>, placement: Placement, slots: usize) -> Arc<Model> {
     let options = LoadOptions {
@@ -108,6 +108,22 @@ fn states_are_copied_within() {
     }
     let len = state.len();
     assert!(state.copy_within(0..8, len - 4).is_err());
+}
+
+/// Bytes that come back in a step of three slots: the status, and what the head gives.
+#[test]
+fn what_crosses_in_a_step() {
+    let model = load(&Tiny::llama(FLOATS), Some(gpu()), Placement::Whole, 4);
+    let mut slots = Slots::new(&model).unwrap();
+    let pieces = [0, 1, 3].map(|slot| Piece { slot, tokens: &[7], rows: 1, alone: false });
+    let down = |slots: &Slots| {
+        let Traffic { down, .. } = slots.traffic();
+        down
+    };
+    slots.run_for(&pieces, Need::Best(1)).unwrap();
+    assert_eq!(down(&slots), 8 + 3 * 64 * 8);
+    slots.run_for(&pieces, Need::All).unwrap();
+    assert_eq!(down(&slots), 8 + 3 * 4 * (VOCAB + 64));
 }
 
 fn service(gpu: Option<Arc<Gpu>>, slots: usize, elsewhere: ServiceElsewhere) -> Service {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aether_runtime::trace::Trace;
-use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, State, check_memory};
+use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, State, Traffic, check_memory};
 
 use super::interface::FIXED;
 use super::programs::Programs;
@@ -232,6 +232,11 @@ impl Context {
     /// Row `i` of what the last call gave.
     pub(super) fn scores_of(&self, i: usize) -> Scores<'_> {
         self.programs.scores(i)
+    }
+
+    /// Bytes that crossed to a GPU and back in the last call.
+    pub fn traffic(&self) -> Traffic {
+        self.programs.traffic()
     }
 
     /// Row `i` of the logits of the last call.

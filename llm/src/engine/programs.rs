@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aether_runtime::{Arg, Session};
+use aether_runtime::{Arg, Session, Traffic};
 
 use super::forms::{Form, Head};
 use super::{EngineError, Model};
@@ -98,6 +98,11 @@ impl Programs {
     /// The session that ran last.
     pub fn last(&mut self) -> &mut Session {
         &mut self.sessions[self.last].1
+    }
+
+    /// Bytes that crossed to a GPU and back in the last run.
+    pub fn traffic(&self) -> Traffic {
+        self.sessions[self.last].1.traffic()
     }
 
     /// Row `i` of what the last run gave.

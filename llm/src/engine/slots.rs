@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use aether_runtime::{AlignedBytes, Arg, ArgBuffer, ArgData, RunError, State, check_memory};
+use aether_runtime::{
+    AlignedBytes, Arg, ArgBuffer, ArgData, RunError, State, Traffic, check_memory,
+};
 
 use super::context::put;
 use super::interface::FIXED;
@@ -240,5 +242,10 @@ impl Slots {
     /// Row `i` of the logits of the last call, or the best of it.
     pub fn scores(&self, i: usize) -> Scores<'_> {
         self.programs.scores(i)
+    }
+
+    /// Bytes that crossed to a GPU and back in the last call.
+    pub fn traffic(&self) -> Traffic {
+        self.programs.traffic()
     }
 }

@@ -101,7 +101,7 @@ impl Profiler {
     }
 
     /// Reads the stamps of a run that has ended. `ended` is when the host saw that, counted from
-    /// where it began; `None` to count from the first stamp.
+    /// when the run began, as spans count.
     ///
     /// # Errors
     /// When the device fails.
@@ -110,7 +110,7 @@ impl Profiler {
         gpu: &Gpu,
         program: &GpuProgram,
         segments: &[Segment],
-        ended: Option<Duration>,
+        ended: Duration,
     ) -> Result<(), GpuError> {
         let mut bytes = vec![0; self.staging.size() as usize];
         map(gpu, &self.staging, &mut bytes)?;
@@ -121,7 +121,7 @@ impl Profiler {
         let since =
             |stamp: u64| Duration::from_nanos((stamp.saturating_sub(begun) as f64 * period) as u64);
         let whole = since(stamps.last().copied().unwrap_or(begun));
-        let offset = ended.map_or(Duration::ZERO, |ended| ended.saturating_sub(whole));
+        let offset = ended.saturating_sub(whole);
         for (ends, times) in self.stamps.iter().skip(1).zip(stamps.windows(2)) {
             let start = offset + since(times[0]);
             let duration = since(times[1]).saturating_sub(since(times[0]));

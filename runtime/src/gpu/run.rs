@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aether_codegen_cpu::AlignedBytes;
 use aether_codegen_wgsl::Fault;
@@ -26,7 +26,7 @@ use super::transfer::{DeviceState, read, write};
 use super::{Gpu, GpuError, GpuExecutable};
 use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
-use crate::trace::{Lane, Span};
+use crate::trace::{Lane, Span, Traffic};
 use crate::{RunError, RuntimeError};
 
 /// Segments that a session has on their way at most: one that the device works on, and the next.
@@ -49,6 +49,8 @@ pub struct GpuSession {
     /// Commands that were recorded ahead, and the symbols that they are for.
     ahead: Option<(Vec<usize>, wgpu::CommandBuffer)>,
     profile: Option<Profiler>,
+    /// Of the last run.
+    traffic: Traffic,
 }
 
 impl GpuSession {
@@ -87,6 +89,7 @@ impl GpuSession {
             uploaded: Vec::new(),
             ahead: None,
             profile: None,
+            traffic: Traffic::default(),
             executable,
         })
     }
@@ -110,6 +113,11 @@ impl GpuSession {
     /// The dispatches of the last run, when it was profiled.
     pub fn take_spans(&mut self) -> Vec<Span> {
         self.profile.as_mut().map_or_else(Vec::new, |p| std::mem::take(&mut p.spans))
+    }
+
+    /// Bytes that crossed in the last run.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// What is run.
@@ -158,6 +166,7 @@ impl GpuSession {
         let shapes = args.iter().map(|a| a.shape);
         bind(&program.params, &program.symbols, shapes, &mut self.symbols)?;
         let begun = Instant::now();
+        self.traffic = Traffic::default();
         if let Some(profile) = &mut self.profile {
             profile.spans.clear();
         }
@@ -168,7 +177,9 @@ impl GpuSession {
         if moved {
             self.ahead = None;
         }
+        let start = begun.elapsed();
         self.upload(args, moved)?;
+        self.host_span("arguments", "upload", self.traffic.up, start, begun);
         let submission = match &executable.stream {
             None => {
                 let commands = match self.ahead.take() {
@@ -200,12 +211,27 @@ impl GpuSession {
         let outcome = self.collect();
         self.staging.unmap();
         outcome?;
+        self.host_span("results", "download", self.traffic.down, ended, begun);
         if let Some(profile) = &mut self.profile {
-            // The host's part of a run is in the trace too: then both count from its beginning.
-            let ended = executable.stream.is_some().then_some(ended);
             profile.collect(gpu, program, executable.segments(), ended)?;
         }
         self.give_back(args)
+    }
+
+    /// Notes what the host did from `start` until now, counted from when the run began.
+    fn host_span(
+        &mut self,
+        label: &str,
+        kernel: &'static str,
+        bytes: u64,
+        start: Duration,
+        begun: Instant,
+    ) {
+        if let Some(profile) = &mut self.profile {
+            let duration = begun.elapsed().saturating_sub(start);
+            let label = label.into();
+            profile.spans.push(Span { label, kernel, lane: Lane::Host, bytes, start, duration });
+        }
     }
 
     /// Submits the segments one after another, each with the weights that it needs: while the
@@ -248,20 +274,12 @@ impl GpuSession {
                 Ok(())
             })?;
             count = (count.0 + segment.uploads.len() as u64, count.1 + segment.bytes());
-            if let Some(profile) = &mut self.profile {
-                profile.spans.push(Span {
-                    label: format!("segment {k}").into(),
-                    kernel: "pack",
-                    lane: Lane::Host,
-                    bytes: segment.bytes(),
-                    start,
-                    duration: begun.elapsed().saturating_sub(start),
-                });
-            }
+            self.host_span(&format!("segment {k}"), "pack", segment.bytes(), start, begun);
             let commands = self.record(k, Some(staged.buffer(gpu)?))?;
             last = Some(staged.submit(gpu, commands)?);
             on_their_way.push_back(staged);
         }
+        self.traffic.up += count.1;
         gpu.registry().streamed(count.0, count.1);
         last.ok_or_else(|| gpu.failed("there are no steps").into())
     }
@@ -277,6 +295,7 @@ impl GpuSession {
             }
             let used = (self.symbols.len().max(1) * 4).next_multiple_of(16);
             gpu.queue.write_buffer(&self.memory.uniform, 0, &words[..used]);
+            self.traffic.up += used as u64;
             self.uploaded.clone_from(&self.symbols);
         }
         // The range of small arguments that changed.
@@ -303,6 +322,7 @@ impl GpuSession {
                 return Err(wrong(bytes.len()).into());
             }
             if !small {
+                self.traffic.up += bytes.len() as u64;
                 write(gpu, self.memory.param(index)?, bytes);
                 continue;
             }
@@ -316,6 +336,7 @@ impl GpuSession {
             }
         }
         if let Some((from, end)) = changed {
+            self.traffic.up += (end - from) as u64;
             gpu.queue.write_buffer(self.memory.inputs()?, from as u64, &self.written[from..end]);
         }
         Ok(())
@@ -409,6 +430,7 @@ impl GpuSession {
             return Err(GpuError::Fault(text).into());
         }
         let symbols = &self.symbols;
+        self.traffic.down += STATUS;
         for (i, ty) in program.results.iter().enumerate() {
             let value = |name: &str| value_of(&program.symbols, symbols, name);
             for (slot, dim) in self.shapes[i].iter_mut().zip(&ty.shape.0) {
@@ -417,6 +439,7 @@ impl GpuSession {
             if program.result_aliases[i].is_none() {
                 let bytes = ty.bytes(value).unwrap_or(0) as usize;
                 let from = self.places[i] as usize;
+                self.traffic.down += bytes as u64;
                 self.host[i].as_mut_slice()[..bytes].copy_from_slice(&view[from..from + bytes]);
             }
         }
@@ -424,7 +447,7 @@ impl GpuSession {
     }
 
     /// Results that took over an argument on the host go back into its bytes.
-    fn give_back(&self, args: &mut [Arg<'_>]) -> Result<(), RunError> {
+    fn give_back(&mut self, args: &mut [Arg<'_>]) -> Result<(), RunError> {
         for alias in self.executable.program.result_aliases.iter().flatten() {
             let bytes: &mut [u8] = match &mut args[*alias].data {
                 ArgData::Write(bytes) => bytes,
@@ -435,6 +458,7 @@ impl GpuSession {
                     return Err(aether_codegen_cpu::RunError::NotWritable { index }.into());
                 }
             };
+            self.traffic.down += bytes.len() as u64;
             read(&self.executable.gpu, self.memory.param(*alias)?, bytes)?;
         }
         Ok(())

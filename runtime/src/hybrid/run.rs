@@ -17,7 +17,7 @@ use crate::arg::{Arg, ArgData, State};
 use crate::bind::{bind, value_of};
 use crate::gpu::GpuError;
 use crate::session::{Session, check_memory};
-use crate::trace::{Lane, Span};
+use crate::trace::{Lane, Span, Traffic};
 use crate::{RunError, RuntimeError};
 
 /// The memory of runs of one module in parts.
@@ -107,6 +107,13 @@ impl HybridSession {
     /// was begun: what it waits for at first is not seen.
     pub fn take_spans(&mut self) -> Vec<Span> {
         self.spans.as_mut().map_or_else(Vec::new, std::mem::take)
+    }
+
+    /// Bytes that crossed to the GPU and back in the last run of each part.
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = Traffic::default();
+        self.parts.iter().for_each(|part| sum += part.traffic());
+        sum
     }
 
     /// Runs the parts in order.
