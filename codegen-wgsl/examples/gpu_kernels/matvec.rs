@@ -14,7 +14,7 @@ impl Bench {
         let mut all = Vec::new();
         for subgroups in if many { vec![4, 8, 16] } else { vec![4, 8] } {
             for rows in if many { vec![1, 2, 3, 4] } else { vec![1, 2] } {
-                for steps in if many { vec![1, 2] } else { vec![1, 2] } {
+                for steps in [1, 2] {
                     for (prefetch, passes, held) in
                         [(true, 1, true), (true, 1, false), (false, 2, true), (false, 4, true)]
                     {

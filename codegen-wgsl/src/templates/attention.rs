@@ -5,8 +5,7 @@
 //!   a part for the query heads that share a kv head, a second dispatch puts the parts together
 //!   (flash decoding: Dao et al. 2023).
 //! - **Tiles**, for many: a workgroup takes a tile of queries and goes over tiles of keys with a
-//!   running maximum and sum (Dao et al. 2022). In [`attention_coop`](super::attention_coop) where
-//!   there are cooperative matrices, else in [`attention_tiles`](super::attention_tiles).
+//!   running maximum and sum (Dao et al. 2022). In [`attention_tiles`](super::attention_tiles).
 //!
 //! Operands: q f32 `[tokens, heads, d]`, the caches `[context, kv_heads, d]` and
 //! `[context, kv_heads, dv]` of f16 or f32, `past` i32. Result f32 `[tokens, heads, dv]`. A past
@@ -21,7 +20,7 @@ use std::fmt::Write as _;
 use aether_ir::{DType, Dim};
 
 use super::text::{Elements, Source, Var, dim_text};
-use super::{Site, attention_coop, attention_tiles};
+use super::{Site, attention_tiles};
 use crate::adapter::Adapter;
 use crate::kernel::{Groups, Launch};
 
@@ -112,8 +111,7 @@ impl Attention {
     fn is_tiled(&self, adapter: &Adapter) -> bool {
         self.most_tokens > 8
             && self.slots.is_none()
-            && (attention_coop::Tile::choose(self, adapter).is_some()
-                || attention_tiles::Tile::choose(self, adapter).is_some())
+            && attention_tiles::Tile::choose(self, adapter).is_some()
     }
 
     /// Bytes of scratch that the launches use.
@@ -126,11 +124,6 @@ impl Attention {
 
     /// The dispatches, in order.
     pub fn launches(&self, site: &Site) -> Vec<Launch> {
-        if self.is_tiled(site.adapter)
-            && let Some(tile) = attention_coop::Tile::choose(self, site.adapter)
-        {
-            return vec![attention_coop::launch(self, site, &tile)];
-        }
         if self.is_tiled(site.adapter)
             && let Some(tile) = attention_tiles::Tile::choose(self, site.adapter)
         {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aether_llm::engine::{Context, LoadOptions, Model};
+use aether_llm::sample::Need;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use peer::Peer;
@@ -62,7 +63,7 @@ pub struct BenchArgs {
         long,
         value_name = "N",
         value_delimiter = ',',
-        conflicts_with_all = ["depth", "profile", "compare_llama_cpp", "synthetic", "device", "gpu", "gpu_layers"]
+        conflicts_with_all = ["depth", "profile", "compare_llama_cpp"]
     )]
     pub parallel: Vec<usize>,
     /// Time every op in one more turn of each test, write a trace that Perfetto opens, and print
@@ -273,8 +274,13 @@ fn measure(context: &mut Context, test: Test, depth: usize) -> anyhow::Result<u6
             context.prefill(&tokens)?;
         }
         Test::Generate(n) => {
+            // On a GPU the greatest logit is found there, as for an answer at temperature 0.
+            let need = match context.model().executable().gpu() {
+                Some(_) => Need::Best(1),
+                None => Need::All,
+            };
             for i in 0..n {
-                context.decode(token(i))?;
+                context.decode_for(token(i), need)?;
             }
         }
     }

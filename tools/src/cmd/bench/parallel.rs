@@ -46,6 +46,9 @@ pub fn run(args: &BenchArgs, path: &Path) -> anyhow::Result<()> {
         slots: most,
         rows: most,
         threads: args.threads,
+        gpu: args.device.open()?,
+        placement: args.device.placement(),
+        cache_types: args.cache.types(),
         adapters: args.lora.open(false)?,
         ..LoadOptions::default()
     };
