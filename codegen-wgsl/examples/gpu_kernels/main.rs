@@ -7,12 +7,15 @@
 //! software driver. Times are medians of the device's own timestamps around a pass in which every
 //! dispatch waits for the one before; weights rotate so that no cache serves them.
 
+#[path = "../../tests/gpu/emulate.rs"]
+mod emulate;
 #[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/gpu/harness.rs"]
 mod harness;
 
 mod attention;
 mod decode;
+mod dense;
 mod many;
 mod matvec;
 
@@ -58,10 +61,12 @@ fn main() -> Result<(), String> {
     let mut bench = Bench { gpu, small, rng: fastrand::Rng::with_seed(1) };
     let start = Instant::now();
     type Part = (&'static str, fn(&mut Bench));
-    let parts: [Part; 6] = [
+    let parts: [Part; 8] = [
         ("copy", Bench::copy),
         ("decode", Bench::decode),
         ("coop", Bench::coop),
+        ("few", Bench::coop_few),
+        ("halves", Bench::halves),
         ("attention", Bench::attention),
         ("floats", Bench::floats_tiled),
         ("matvec", Bench::matvec),

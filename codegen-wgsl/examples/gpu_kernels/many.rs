@@ -14,11 +14,18 @@ impl Bench {
             return;
         }
         let mut tiles = Vec::new();
-        tiles.push(Tile { tokens: 128, rows: 128, blocks: 1, across: (2, 2), wide: false });
+        tiles.push(Tile {
+            tokens: 128,
+            rows: 128,
+            blocks: 1,
+            across: (2, 2),
+            splits: 1,
+            wide: false,
+        });
         for (tokens, rows) in [(128, 128), (64, 128), (128, 64), (128, 256)] {
             for across in [(2, 2), (2, 4), (4, 2)] {
                 for blocks in [1, 2] {
-                    let tile = Tile { tokens, rows, blocks, across, wide: true };
+                    let tile = Tile { tokens, rows, blocks, across, splits: 1, wide: true };
                     let memory = (tokens + rows) * (8 * blocks + 2) * 8
                         + across.0 * across.1 * 64 * (rows / across.1 + 4);
                     if memory <= 48 << 10 && tokens * rows / across.0 / across.1 <= 4096 {
@@ -36,6 +43,38 @@ impl Bench {
             (DType::F16, 4096, 4096, 4096, false),
         ] {
             self.coop_case(dtype, n, k, tokens, gated, &tiles);
+        }
+    }
+
+    /// Few tokens: subgroups share the steps.
+    pub fn coop_few(&mut self) {
+        if !self.gpu.adapter.cooperative_matrix {
+            println!("no cooperative matrices");
+            return;
+        }
+        for tokens in [16u32, 32, 64, 512] {
+            let mut tiles = Vec::new();
+            for splits in [1, 2, 4, 8, 16] {
+                for across in [(1, 4), (2, 2)] {
+                    if tokens.is_multiple_of(16 * across.0) {
+                        tiles.push(Tile {
+                            tokens: tokens.min(128),
+                            rows: 128,
+                            blocks: 1,
+                            across,
+                            wide: true,
+                            splits,
+                        });
+                    }
+                }
+            }
+            for (dtype, n, k, gated) in [
+                (DType::Q4K, 14336, 4096, true),
+                (DType::Q4K, 4096, 4096, false),
+                (DType::Q4K, 4096, 14336, false),
+            ] {
+                self.coop_case(dtype, n, k, tokens as usize, gated, &tiles);
+            }
         }
     }
 
@@ -58,7 +97,8 @@ impl Bench {
         let mut operands = vec![self.gpu.upload(&bytes_of(&x))];
         operands.extend(matrices.iter().map(|m| self.gpu.upload(&m.bytes)));
         let out = self.gpu.buffer((tokens * n * 4) as u64);
-        let buffers = self.buffers(operands, &[&out], coop::area(&product).bytes());
+        let partial = tiles.iter().map(|t| coop::partial_bytes(&product, t)).max().unwrap_or(0);
+        let buffers = self.buffers(operands, &[&out], coop::area(&product).bytes() + partial);
         let flops = 2.0 * (tokens * n * pair * k) as f64;
         let mut lines = Vec::new();
         for tile in tiles {
@@ -68,7 +108,7 @@ impl Bench {
                 .iter()
                 .map(|l| self.ready(l, &buffers))
                 .collect();
-            let pass: Vec<&Ready> = ready.iter().cycle().take(20).collect();
+            let pass: Vec<&Ready> = ready.iter().cycle().take(10 * ready.len()).collect();
             let seconds = self.time(&pass) / 10.0;
             let error = self.error(&product, &refs, &x, &out);
             let check = if error < 0.02 { "" } else { " WRONG" };

@@ -5,7 +5,8 @@
 //!   a part for the query heads that share a kv head, a second dispatch puts the parts together
 //!   (flash decoding: Dao et al. 2023).
 //! - **Tiles**, for many: a workgroup takes a tile of queries and goes over tiles of keys with a
-//!   running maximum and sum (Dao et al. 2022). In [`attention_tiles`](super::attention_tiles).
+//!   running maximum and sum (Dao et al. 2022). In [`attention_coop`](super::attention_coop) where
+//!   there are cooperative matrices, else in [`attention_tiles`](super::attention_tiles).
 //!
 //! Operands: q f32 `[tokens, heads, d]`, the caches `[context, kv_heads, d]` and
 //! `[context, kv_heads, dv]` of f16 or f32, `past` i32. Result f32 `[tokens, heads, dv]`. A past
@@ -20,7 +21,7 @@ use std::fmt::Write as _;
 use aether_ir::{DType, Dim};
 
 use super::text::{Elements, Source, Var, dim_text};
-use super::{Site, attention_tiles};
+use super::{Site, attention_coop, attention_tiles};
 use crate::adapter::Adapter;
 use crate::kernel::{Groups, Launch};
 
@@ -109,14 +110,20 @@ impl Attention {
     }
 
     fn is_tiled(&self, adapter: &Adapter) -> bool {
-        self.most_tokens > 8
-            && self.slots.is_none()
-            && attention_tiles::Tile::choose(self, adapter).is_some()
+        let coop = || attention_coop::Tile::choose(self, adapter).is_some();
+        match self.slots {
+            // As many go alone, each a token of its sequence.
+            Some(_) => self.most_tokens > 64 && coop(),
+            None => {
+                self.most_tokens > 8
+                    && (coop() || attention_tiles::Tile::choose(self, adapter).is_some())
+            }
+        }
     }
 
     /// Bytes of scratch that the launches use.
     pub fn scratch_bytes(&self, adapter: &Adapter) -> u64 {
-        if self.is_tiled(adapter) || self.parts() == 1 {
+        if (self.is_tiled(adapter) && self.slots.is_none()) || self.parts() == 1 {
             return 0;
         }
         (self.most_tokens * self.heads * self.parts() * (self.dv + 2) * 4) as u64
@@ -125,15 +132,51 @@ impl Attention {
     /// The dispatches, in order.
     pub fn launches(&self, site: &Site) -> Vec<Launch> {
         if self.is_tiled(site.adapter)
+            && let Some(tile) = attention_coop::Tile::choose(self, site.adapter)
+        {
+            let mut all = vec![attention_coop::launch(self, site, &tile)];
+            if self.slots.is_some() {
+                all.extend(self.in_parts(site, true));
+            }
+            return all;
+        }
+        if self.is_tiled(site.adapter)
             && let Some(tile) = attention_tiles::Tile::choose(self, site.adapter)
         {
             return vec![attention_tiles::launch(self, site, &tile)];
         }
-        let mut all = vec![self.part(site)];
+        self.in_parts(site, false)
+    }
+
+    /// Every token by itself; with `lonely`, of slots those that have no neighbour of their own
+    /// sequence.
+    fn in_parts(&self, site: &Site, lonely: bool) -> Vec<Launch> {
+        let mut all = vec![self.part(site, lonely)];
         if self.parts() > 1 {
-            all.push(self.combine(site));
+            all.push(self.combine(site, lonely));
         }
         all
+    }
+
+    /// Binds the slots, and declares `slot(token)`, `place(token)` in it, and `lonely(token,
+    /// tokens)`: that its neighbours are of other sequences. `None` without slots.
+    pub(super) fn places(&self, site: &Site, source: &mut Source, past: &Var) -> Option<Var> {
+        let n = self.slots?;
+        let slots = source.bind(site.operands[4], "slots", Elements::I32);
+        source.push(&format!(
+            "fn slot(token: u32) -> u32 {{ return u32(clamp({s}[token], 0, {})); }}
+fn place(token: u32) -> u32 {{ return u32(clamp({}[token], 0, {})); }}
+fn lonely(token: u32, tokens: u32) -> bool {{
+    let own = {s}[token];
+    let before = token > 0u && {s}[max(token, 1u) - 1u] == own;
+    return !before && !(token + 1u < tokens && {s}[min(token + 1u, tokens - 1u)] == own);
+}}",
+            n.max(1) - 1,
+            past.name,
+            self.context - 1,
+            s = slots.name,
+        ));
+        Some(slots)
     }
 
     /// `past`, and `first` and `last` of the keys that `position` sees, for the number of tokens
@@ -161,14 +204,14 @@ impl Attention {
         scaled
     }
 
-    fn part(&self, site: &Site) -> Launch {
+    fn part(&self, site: &Site, lonely: bool) -> Launch {
         let (g, parts, d, dv) = (self.group(), self.parts(), self.d, self.dv);
         let mut source = Source::new("attention_parts");
         let q = source.bind(site.operands[0], "q", Elements::f32(d));
         let k = source.bind(site.operands[1], "k", self.elements(d));
         let v = source.bind(site.operands[2], "v", self.elements(dv));
         let past = source.bind(site.operands[3], "past_tokens", Elements::I32);
-        let slots = self.slots.map(|n| (n, source.bind(site.operands[4], "slots", Elements::I32)));
+        let slots = self.places(site, &mut source, &past);
         let out = if parts == 1 {
             source.result(0, "out0", Elements::F32)
         } else {
@@ -186,18 +229,17 @@ impl Attention {
         // Where the token is, and the first row of its cache.
         let known = match &slots {
             None => format!("{known}let position = past + token;\nlet base = 0u;\n"),
-            Some((n, slots)) => format!(
-                "let position = u32(clamp({}[token], 0, {}));
-let base = u32(clamp({}[token], 0, {})) * {}u;
+            Some(_) => format!(
+                "let position = place(token);
+let base = slot(token) * {}u;
 let all = {}u;
 ",
-                past.name,
-                self.context - 1,
-                slots.name,
-                n.max(&1) - 1,
-                self.context,
-                self.context
+                self.context, self.context
             ),
+        };
+        let leave = match lonely {
+            true => format!("if !lonely(token, {tokens}) {{ return; }}\n"),
+            false => String::new(),
         };
         let qw = if self.width(d) == 1 { "f32" } else { "vec4<f32>" };
         let qn = if self.width(d) == 1 { d } else { d / 4 };
@@ -215,7 +257,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 let head0 = id.x * {g}u;
 let kv = head0 / {}u;
 let token = id.z;
-{known}{range}let span = (max(last, first) - first + {}u) / {}u * 32u;
+{leave}{known}{range}let span = (max(last, first) - first + {}u) / {}u * 32u;
 let begin = min(first + id.y * span, last);
 let end = min(begin + span, last);
 for (var i = tid; i < {}u; i += {KEYS}u) {{
@@ -479,20 +521,27 @@ let e0 = unpack2x16float({name}[at / 2u] >> (16u * (at % 2u))).x;
         }
     }
 
-    fn combine(&self, site: &Site) -> Launch {
+    fn combine(&self, site: &Site, lonely: bool) -> Launch {
         let (parts, dv) = (self.parts(), self.dv);
         let stride = dv + 2;
         let mut source = Source::new("attention_combine");
         let bytes = self.scratch_bytes(site.adapter);
         let partial = source.scratch(0, bytes, "part_sums", Elements::F32).name;
         let out = source.result(0, "out0", Elements::F32).name;
+        let mut leave = String::new();
+        if lonely {
+            let past = source.bind(site.operands[3], "past_tokens", Elements::I32);
+            self.places(site, &mut source, &past);
+            let tokens = dim_text(&self.tokens, site.symbols);
+            leave = format!("if !lonely(id.y, {tokens}) {{ return; }}\n");
+        }
         // An invocation weighs a part: there are at most 64.
         source.push(&format!(
             "var<workgroup> shares: array<f32, 64>;
 var<workgroup> sums: array<f32, 64>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
-let row = id.y * {heads}u + id.x;
+{leave}let row = id.y * {heads}u + id.x;
 let start = row * {parts}u * {stride}u;
 var top = f32({LOWEST});
 var weight = 0.0;

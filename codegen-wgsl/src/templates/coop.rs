@@ -5,6 +5,9 @@
 //! the numbers of the next step are on their way; each subgroup multiplies its part of the tile.
 //! The sums go through workgroup memory to the epilogue, which undoes the rows' powers of two.
 //!
+//! Few tokens make few tiles, too few to keep the device busy while each waits for memory. There
+//! several workgroups share a tile, each with a part of k, and a dispatch adds up their sums.
+//!
 //! Rows in workgroup memory are padded by 16 bytes so that neighbouring rows lie in other banks.
 //! Codes become f16 by their bits: `0x6400 | code` is `1024 + code`. That takes elements 0 and 2,
 //! then 1 and 3 of each word, which is the order in which the activations are prepared.
@@ -38,6 +41,8 @@ pub struct Tile {
     pub across: (u32, u32),
     /// Workgroup memory is declared in vectors of four, which are stored whole.
     pub wide: bool,
+    /// Workgroups that share a tile, each with a part of k.
+    pub splits: u32,
 }
 
 impl Tile {
@@ -53,16 +58,19 @@ impl Tile {
             && product.k.is_multiple_of(32)
             && product.weights.iter().all(fits);
         let rows: usize = product.weights.iter().map(|w| w.rows).sum();
-        let tile = match product.most_tokens {
-            ..=32 => Tile { tokens: 32, rows: 128, blocks: 1, across: (1, 4), wide: true },
-            33..=64 => Tile { tokens: 64, rows: 128, blocks: 1, across: (2, 2), wide: true },
-            n => {
-                // Fewer tiles than multiprocessors leave some idle.
-                let tiles = n.div_ceil(128) * rows.div_ceil(128);
-                let tokens = if tiles < 100 { 64 } else { 128 };
-                Tile { tokens, rows: 128, blocks: 1, across: (2, 2), wide: true }
-            }
+        let (tokens, across) = match product.most_tokens {
+            ..=16 => (16, (1, 4)),
+            17..=32 => (32, (1, 4)),
+            33..=64 => (64, (1, 4)),
+            // Fewer tiles than multiprocessors leave some idle.
+            n if n.div_ceil(128) * rows.div_ceil(128) < 100 => (64, (2, 2)),
+            _ => (128, (2, 2)),
         };
+        let tile = Tile { tokens, rows: 128, blocks: 1, across, wide: true, splits: 1 };
+        let tiles = product.most_tokens.div_ceil(tokens as usize) * rows.div_ceil(128);
+        // Four on each of 132 multiprocessors, of some steps each.
+        let splits = if tokens > 64 { 1 } else { (528 / tiles).min(product.k / 32 / 4).max(1) };
+        let tile = Tile { splits: splits as u32, ..tile };
         allowed.then_some(tile)
     }
 
@@ -112,13 +120,32 @@ pub fn area(product: &Product) -> Area {
     Area::new(Form::Halves { exchanged }, product)
 }
 
+/// f32 of scratch, behind the prepared activations, for sums of parts of k: of each part, each
+/// token, the rows of all weights.
+pub fn partial_bytes(product: &Product, tile: &Tile) -> u64 {
+    if tile.splits == 1 {
+        return 0;
+    }
+    let sums = tile.splits as usize * product.most_tokens * bound_rows(product);
+    (sums as u64 * 4).next_multiple_of(256)
+}
+
+/// The bound rows of all weights.
+fn bound_rows(product: &Product) -> usize {
+    product.weights.iter().map(|w| w.rows).sum()
+}
+
 /// The dispatches with a tile.
 pub fn launches(product: &Product, site: &Site, tile: &Tile) -> Vec<Launch> {
     let area = area(product);
     let blocks =
         if (product.k / 32).is_multiple_of(tile.blocks as usize) { tile.blocks } else { 1 };
     let tile = &Tile { blocks, ..*tile };
-    vec![prepare::launch(product, site, &area), multiply(product, site, &area, tile)]
+    let mut all = vec![prepare::launch(product, site, &area), multiply(product, site, &area, tile)];
+    if tile.splits > 1 {
+        all.push(add_up(product, site, &area, tile));
+    }
+    all
 }
 
 struct Plan<'a> {
@@ -195,7 +222,13 @@ fn multiply(product: &Product, site: &Site, area: &Area, tile: &Tile) -> Launch 
             None => Row::Plain(w.dtype, product.k / 8),
         });
     }
-    let epilogue = Epilogue::declare(product, site, &mut source);
+    let store = match tile.splits {
+        1 => Store::Whole(Epilogue::declare(product, site, &mut source)),
+        _ => {
+            let bytes = partial_bytes(product, tile);
+            Store::Part(source.scratch(area.bytes(), bytes, "partial", Elements::F32).name)
+        }
+    };
     let of_tile = if product.gated { tile.rows / 2 } else { tile.rows };
     let parts = if product.gated { 1 } else { product.weights.len() };
     let mut starts = vec![0];
@@ -204,17 +237,77 @@ fn multiply(product: &Product, site: &Site, area: &Area, tile: &Tile) -> Launch 
     }
     let plan = Plan { product, tile: *tile, rows, names, starts };
     let tiles = plan.starts[parts];
-    let text =
-        entry(&plan, &x, factors.as_ref(), &epilogue, &dim_text(&product.tokens, site.symbols));
+    let text = entry(&plan, &x, factors.as_ref(), &store, &dim_text(&product.tokens, site.symbols));
     source.push(&text);
     source.launch([
         Groups::of(product.tokens.clone(), tile.tokens),
         Groups::of(u64::from(tiles), 1),
+        Groups::of(u64::from(tile.splits), 1),
+    ])
+}
+
+/// Adds the sums of the parts of k, and does the rest.
+fn add_up(product: &Product, site: &Site, area: &Area, tile: &Tile) -> Launch {
+    const INVOCATIONS: usize = 128;
+    let mut source = Source::new("matmul_coop_sum");
+    let factors = area.declare_scales(&mut source);
+    let bytes = partial_bytes(product, tile);
+    let partial = source.scratch(area.bytes(), bytes, "partial", Elements::F32).name;
+    let epilogue = Epilogue::declare(product, site, &mut source);
+    let all = bound_rows(product);
+    let results = if product.gated { all / 2 } else { all };
+    let per = product.most_tokens * all;
+    let sum = |name: &str, at: &str| {
+        let terms = (0..tile.splits as usize)
+            .map(|i| format!("    {name} += {partial}[{at} + {}u];\n", i * per));
+        format!("var {name} = 0.0;\n{}", terms.collect::<String>())
+    };
+    let mut t = format!(
+        "@compute @workgroup_size({INVOCATIONS})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
+let column = id.x * {INVOCATIONS}u + tid;
+let token = id.y;
+if column >= {results}u || token >= {} {{ return; }}
+let factor = {};
+let place = token * {all}u + column;
+{}",
+        dim_text(&product.tokens, site.symbols),
+        factors.map_or("1.0".to_owned(), |f| f.at("token")),
+        sum("first", "place"),
+    );
+    if product.gated {
+        t.push_str(&sum("other", &format!("place + {results}u")));
+        t.push_str(&epilogue.store(0, "token", "column", &["first * factor", "(other * factor)"]));
+    } else {
+        let mut start = 0;
+        for (w, weight) in product.weights.iter().enumerate() {
+            let end = start + weight.rows;
+            let row = format!("(column - {start}u)");
+            let _ = write!(
+                t,
+                "if column >= {start}u && column < {end}u {{\n{}}}\n",
+                epilogue.store(w, "token", &row, &["(first * factor)"])
+            );
+            start = end;
+        }
+    }
+    t.push_str("}\n");
+    source.push(&t);
+    source.launch([
+        Groups::of(results, INVOCATIONS as u32),
+        Groups::of(product.tokens.clone(), 1),
         Groups::one(),
     ])
 }
 
-fn entry(plan: &Plan, x: &Var, factors: Option<&Var>, epilogue: &Epilogue, tokens: &str) -> String {
+/// What becomes of a tile's sums.
+enum Store<'a> {
+    Whole(Epilogue<'a>),
+    /// They go to this scratch.
+    Part(String),
+}
+
+fn entry(plan: &Plan, x: &Var, factors: Option<&Var>, to: &Store, tokens: &str) -> String {
     let (tile, k) = (plan.tile, plan.product.k as u32);
     let (stride, wg) = (tile.stride(), tile.invocations());
     let (fm, fn_) = tile.fragments();
@@ -321,9 +414,28 @@ var r_{copy} = 0u;
             let _ = writeln!(t, "var acc_{m}_{n} = coop_mat16x16<f32, C>();");
         }
     }
-    t.push_str(&load("0u"));
     let steps = k / 32 / tile.blocks;
-    let _ = writeln!(t, "for (var step = 0u; step < {steps}u; step += 1u) {{\nworkgroupBarrier();");
+    let (first, end) = match tile.splits {
+        1 => ("0u", format!("{steps}u")),
+        n => {
+            let of_part = steps.div_ceil(n);
+            let _ = write!(
+                t,
+                "let first_step = min(id.z * {of_part}u, {steps}u);
+let end_step = min(first_step + {of_part}u, {steps}u);
+"
+            );
+            ("first_step", "end_step".to_owned())
+        }
+    };
+    // A part that has none reads a step that there is.
+    t.push_str(&load(&if tile.splits > 1 {
+        format!("min({first}, {}u)", steps - 1)
+    } else {
+        first.to_owned()
+    }));
+    let _ =
+        writeln!(t, "for (var step = {first}; step < {end}; step += 1u) {{\nworkgroupBarrier();");
     for i in 0..plan.vectors() {
         let _ = writeln!(t, "put_x(xto_{i}, xv_{i});");
     }
@@ -337,8 +449,7 @@ var r_{copy} = 0u;
             format!("{{\n{text}}}\n")
         })
     }));
-    let _ =
-        write!(t, "workgroupBarrier();\nif step + 1u < {steps}u {{\n{}}}\n", load("(step + 1u)"));
+    let _ = write!(t, "workgroupBarrier();\nif step + 1u < {end} {{\n{}}}\n", load("(step + 1u)"));
     for kk in 0..2 * tile.blocks {
         for m in 0..fm {
             let _ = write!(
@@ -385,21 +496,14 @@ coopStoreT(acc_{m}_{n}, &sums[to_{m}_{n}], {out_stride}u);
             );
         }
         t.push_str("workgroupBarrier();\n");
-        t.push_str(&plan.by_weight(&|w| store(plan, w, m, factors, epilogue, tokens)));
+        t.push_str(&plan.by_weight(&|w| store(plan, w, m, factors, to, tokens)));
     }
     t.push_str("}\n");
     t
 }
 
 /// Stores the sums of a subgroup's fragments at tokens `16 * m`.
-fn store(
-    plan: &Plan,
-    w: usize,
-    m: u32,
-    factors: Option<&Var>,
-    epilogue: &Epilogue,
-    tokens: &str,
-) -> String {
+fn store(plan: &Plan, w: usize, m: u32, factors: Option<&Var>, to: &Store, tokens: &str) -> String {
     let tile = plan.tile;
     let (fm, fn_) = tile.fragments();
     let out_stride = fn_ * 16 + 4;
@@ -408,28 +512,48 @@ fn store(
     let of_tile = if gated { tile.rows / 2 } else { tile.rows };
     let n = plan.product.weights[w].rows;
     let base = format!("sg * {}u + e / {columns}u * {out_stride}u", 16 * out_stride);
-    let (at, values): (String, Vec<&str>) = if gated {
-        let at = format!("{base} + c / 16u * 32u + c % 16u");
-        (at, vec!["sums[at] * factor", "(sums[at + 16u] * factor)"])
-    } else {
-        (format!("{base} + c"), vec!["(sums[at] * factor)"])
+    let at = match gated {
+        true => format!("{base} + c / 16u * 32u + c % 16u"),
+        false => format!("{base} + c"),
     };
-    let factor = factors.map_or("1.0".to_owned(), |f| f.at("token"));
+    let text = match to {
+        Store::Whole(epilogue) => {
+            let values: &[&str] = match gated {
+                true => &["sums[at] * factor", "(sums[at + 16u] * factor)"],
+                false => &["(sums[at] * factor)"],
+            };
+            let factor = factors.map_or("1.0".to_owned(), |f| f.at("token"));
+            format!("let factor = {factor};\n{}", epilogue.store(w, "token", "row", values))
+        }
+        Store::Part(partial) => {
+            let p = plan.product;
+            let all = bound_rows(p);
+            let before: usize = p.weights[..w].iter().map(|w| w.rows).sum();
+            let mut t = format!(
+                "let to = (id.z * {}u + token) * {all}u + row + {before}u;
+{partial}[to] = sums[at];
+",
+                p.most_tokens
+            );
+            if gated {
+                let _ = writeln!(t, "{partial}[to + {n}u] = sums[at + 16u];");
+            }
+            t
+        }
+    };
     format!(
         "for (var e = lane; e < {}u; e += 32u) {{
     let c = e % {columns}u;
     let token = token0 + sgm * {}u + {}u + e / {columns}u;
     let row = (group - {}u) * {of_tile}u + sgn * {columns}u + c;
     if token < {tokens} && row < {n}u {{
-        let factor = {factor};
         let at = {at};
-        {}    }}
+        {text}    }}
 }}
 ",
         16 * columns,
         fm * 16,
         m * 16,
         plan.starts[w],
-        epilogue.store(w, "token", "row", &values)
     )
 }

@@ -8,6 +8,7 @@
 //! and any value of the symbols, given bindings of the described sizes.
 
 pub mod attention;
+pub mod attention_coop;
 pub mod attention_tiles;
 pub mod blocks;
 pub mod coop;

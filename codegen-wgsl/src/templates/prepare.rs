@@ -65,22 +65,35 @@ impl Area {
 
     /// Declares the numbers and, where there are, the scales.
     pub fn declare(&self, source: &mut Source) -> (Var, Option<Var>) {
-        let (values, scales) = match self.form {
-            Form::Codes => (Elements::U32x4, Some(Elements::U32)),
-            Form::Halves { .. } => (Elements::F16x4, Some(Elements::F32)),
-            Form::Floats => (Elements::F32x4, None),
+        let values = match self.form {
+            Form::Codes => Elements::U32x4,
+            Form::Halves { .. } => Elements::F16x4,
+            Form::Floats => Elements::F32x4,
+        };
+        let values = source.scratch(0, self.values(), "prepared", values);
+        (values, self.declare_scales(source))
+    }
+
+    /// Declares the scales alone.
+    pub fn declare_scales(&self, source: &mut Source) -> Option<Var> {
+        let scales = match self.form {
+            Form::Codes => Elements::U32,
+            Form::Halves { .. } => Elements::F32,
+            Form::Floats => return None,
         };
         let at = self.values().next_multiple_of(256);
-        let values = source.scratch(0, self.values(), "prepared", values);
-        let scales = scales.map(|e| source.scratch(at, self.scales(), "factors", e));
-        (values, scales)
+        Some(source.scratch(at, self.scales(), "factors", scales))
     }
 }
 
-const INVOCATIONS: usize = 128;
+/// Invocations of a workgroup. Software drivers have narrow subgroups, and nothing to wait for.
+fn invocations(product: &Product, site: &Site) -> usize {
+    let wide = site.adapter.subgroup.is_some_and(|n| n >= 16);
+    if wide && product.k >= 2048 && site.adapter.workgroup_invocations >= 512 { 512 } else { 128 }
+}
 
 /// The largest of a workgroup's numbers, or their sum, by halves.
-fn reduce(target: &str, expression: &str) -> String {
+fn reduce(invocations: usize, target: &str, expression: &str) -> String {
     format!(
         "workgroupBarrier();
 for (var n = {}u; n > 0u; n = n / 2u) {{
@@ -92,7 +105,7 @@ for (var n = {}u; n > 0u; n = n / 2u) {{
     workgroupBarrier();
 }}
 ",
-        INVOCATIONS / 2
+        invocations / 2
     )
 }
 
@@ -101,6 +114,7 @@ pub fn launch(product: &Product, site: &Site, area: &Area) -> Launch {
     let mut source = Source::new("prepare");
     source.needs.f16 = matches!(area.form, Form::Halves { .. });
     let k = product.k;
+    let invocations = invocations(product, site);
     let x = source.bind(site.operands[0], "x", Elements::F32x4);
     let norm = product.norm.map(|eps| {
         let weight = site.operands[product.norm_operand()];
@@ -108,11 +122,11 @@ pub fn launch(product: &Product, site: &Site, area: &Area) -> Launch {
     });
     let (values, scales) = area.declare(&mut source);
     let (values, scales) = (values.name, scales.map(|s| s.name).unwrap_or_default());
-    source.push(&format!("var<workgroup> sums: array<f32, {INVOCATIONS}>;"));
-    source.push(&format!("var<workgroup> most: array<u32, {INVOCATIONS}>;"));
+    source.push(&format!("var<workgroup> sums: array<f32, {invocations}>;"));
+    source.push(&format!("var<workgroup> most: array<u32, {invocations}>;"));
     let tokens = dim_text(&product.tokens, site.symbols);
     let mut t = format!(
-        "@compute @workgroup_size({INVOCATIONS})
+        "@compute @workgroup_size({invocations})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) tid: u32) {{
 let row = id.y * {ROWS}u + id.x;
 let token = min(row, {tokens} - 1u);
@@ -123,7 +137,7 @@ let live = select(0.0, 1.0, row < {tokens});
     if let Some((eps, _)) = &norm {
         t.push_str(&format!(
             "var square = 0.0;
-for (var i = tid; i < {}u; i += {INVOCATIONS}u) {{
+for (var i = tid; i < {}u; i += {invocations}u) {{
     let v = {};
     square += dot(v, v);
 }}
@@ -132,7 +146,7 @@ sums[tid] = square;
 ",
             k / 4,
             load("i"),
-            reduce("sums", "a + b"),
+            reduce(invocations, "sums", "a + b"),
         ));
     }
     let normed = |i: &str| match &norm {
@@ -141,18 +155,20 @@ sums[tid] = square;
     };
     t.push_str(&match area.form {
         Form::Floats => format!(
-            "for (var i = tid; i < {quads}u; i += {INVOCATIONS}u) {{
+            "for (var i = tid; i < {quads}u; i += {invocations}u) {{
     {values}[row * {quads}u + i] = {};
 }}
 ",
             normed("i"),
             quads = k / 4,
         ),
-        Form::Halves { exchanged } => halves(k, &values, &scales, exchanged, &normed("i")),
+        Form::Halves { exchanged } => {
+            halves(k, invocations, &values, &scales, exchanged, &normed("i"))
+        }
         Form::Codes => {
             let blocks = k / 32;
             format!(
-                "for (var block = tid; block < {blocks}u; block += {INVOCATIONS}u) {{
+                "for (var block = tid; block < {blocks}u; block += {invocations}u) {{
     let quad = 8u * block;
 {}}}
 ",
@@ -181,11 +197,18 @@ sums[tid] = square;
 
 /// A row as f16. The power of two is chosen by the exponent of the largest number, so that it
 /// becomes about 2^10; a row that holds an infinity or NaN keeps it.
-fn halves(k: usize, values: &str, scales: &str, exchanged: bool, v: &str) -> String {
+fn halves(
+    k: usize,
+    invocations: usize,
+    values: &str,
+    scales: &str,
+    exchanged: bool,
+    v: &str,
+) -> String {
     let order = if exchanged { ".xzyw" } else { "" };
     format!(
         "var large = 0u;
-for (var i = tid; i < {quads}u; i += {INVOCATIONS}u) {{
+for (var i = tid; i < {quads}u; i += {invocations}u) {{
     let bits = bitcast<vec4<u32>>({v}) & vec4(0x7fffffffu);
     large = max(large, max(max(bits.x, bits.y), max(bits.z, bits.w)));
 }}
@@ -193,11 +216,11 @@ most[tid] = large;
 {}let exponent = clamp(most[0] >> 23u, 32u, 222u);
 let factor = bitcast<f32>((264u - exponent) << 23u) * live;
 if tid == 0u {{ {scales}[row] = bitcast<f32>((exponent - 10u) << 23u); }}
-for (var i = tid; i < {quads}u; i += {INVOCATIONS}u) {{
+for (var i = tid; i < {quads}u; i += {invocations}u) {{
     {values}[row * {quads}u + i] = vec4<f16>(({v} * factor){order});
 }}
 ",
-        reduce("most", "max(a, b)"),
+        reduce(invocations, "most", "max(a, b)"),
         quads = k / 4,
     )
 }

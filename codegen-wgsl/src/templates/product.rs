@@ -96,10 +96,12 @@ impl Product {
     }
 
     fn road(&self, adapter: &Adapter) -> Road {
-        if self.most_tokens <= FEW {
-            Road::Rows(matvec::Variant::choose(self, adapter))
-        } else if let Some(tile) = coop::Tile::choose(self, adapter) {
+        if self.most_tokens > FEW_BESIDE_TILES
+            && let Some(tile) = coop::Tile::choose(self, adapter)
+        {
             Road::Tiles(tile)
+        } else if self.most_tokens <= FEW {
+            Road::Rows(matvec::Variant::choose(self, adapter))
         } else {
             Road::Tall
         }
@@ -109,7 +111,7 @@ impl Product {
     pub fn scratch_bytes(&self, adapter: &Adapter) -> u64 {
         match self.road(adapter) {
             Road::Rows(_) => 0,
-            Road::Tiles(_) => coop::area(self).bytes(),
+            Road::Tiles(tile) => coop::area(self).bytes() + coop::partial_bytes(self, &tile),
             Road::Tall => tall::area(self).map_or(0, |area| area.bytes()),
         }
     }
@@ -126,6 +128,8 @@ impl Product {
 
 /// Most tokens for which the rows of the weights are read by subgroups.
 const FEW: usize = 8;
+/// The same where there are cooperative matrices, which take sixteen tokens in the time of three.
+const FEW_BESIDE_TILES: usize = 2;
 
 /// The kernel for a product.
 enum Road {

@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 use aether_codegen_wgsl::Adapter;
 use aether_codegen_wgsl::kernel::{Access, Bind, Launch, Shader};
 
+use crate::emulate;
+
 pub struct Gpu {
     /// One run at a time: the software driver has few threads.
     turn: Mutex<()>,
@@ -109,9 +111,14 @@ impl Gpu {
 
     /// The pipeline of a shader. `checked` keeps the checks of indices and loops.
     pub fn pipeline(&self, shader: &Shader, checked: bool) -> wgpu::ComputePipeline {
+        let emulated = shader.needs.cooperative_matrix && !self.adapter.cooperative_matrix;
+        let wgsl = match emulated {
+            true => emulate::emulated(&shader.wgsl).into(),
+            false => shader.wgsl.as_ref().into(),
+        };
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(shader.name),
-            source: wgpu::ShaderSource::Wgsl(shader.wgsl.as_ref().into()),
+            source: wgpu::ShaderSource::Wgsl(wgsl),
         };
         let module = if checked {
             self.device.create_shader_module(descriptor)
@@ -216,6 +223,18 @@ impl Gpu {
         self.finish();
         let view = staging.slice(..).get_mapped_range().expect("mapped");
         view[..bytes].to_vec()
+    }
+
+    /// Whether the launches can run for that adapter: where cooperative matrices are emulated,
+    /// subgroups are too narrow for what else uses them.
+    pub fn can_run(&self, adapter: &Adapter, launches: &[Launch]) -> bool {
+        let foreign = |l: &Launch| l.shader.needs.subgroups && !l.shader.needs.cooperative_matrix;
+        !self.emulates(adapter) || !launches.iter().any(foreign)
+    }
+
+    /// Whether cooperative matrices are emulated for that adapter, slowly.
+    pub fn emulates(&self, adapter: &Adapter) -> bool {
+        adapter.cooperative_matrix && !self.adapter.cooperative_matrix
     }
 
     /// Waits until all submitted work is done.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod dense;
+mod emulate;
 #[expect(dead_code, reason = "the example gpu_kernels uses all of it")]
 mod harness;
 mod movement;

@@ -20,6 +20,14 @@ pub fn adapters() -> Vec<Adapter> {
     let mut all = vec![real, Adapter { workgroup_bytes: 16 << 10, ..least }];
     if real.cooperative_matrix {
         all.push(Adapter { cooperative_matrix: false, ..real });
+    } else {
+        // Emulated by the harness.
+        all.push(Adapter {
+            cooperative_matrix: true,
+            subgroup: Some(32),
+            workgroup_bytes: 48 << 10,
+            ..real
+        });
     }
     all
 }

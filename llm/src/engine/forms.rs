@@ -55,6 +55,8 @@ const HEADS: [usize; 3] = [1, 64, 256];
 /// Tokens that programs for few are made for, below one of each slot: kernels for as few as these
 /// read weights once.
 const FEW: [usize; 2] = [1, 8];
+/// The same where products go through cooperative matrices, by their tiles.
+const FEW_IN_TILES: [usize; 5] = [1, 2, 16, 32, 64];
 
 pub(super) struct Forms {
     module: Module,
@@ -128,11 +130,21 @@ impl Forms {
         self.few
     }
 
+    /// Most tokens of each of the programs for few, rising; none on the CPU.
+    pub fn sizes(&self) -> impl Iterator<Item = usize> + use<> {
+        let sizes: &[usize] = match &self.options.gpu {
+            Some(gpu) if gpu.adapter().cooperative_matrix => &FEW_IN_TILES,
+            Some(_) => &FEW,
+            None => &[],
+        };
+        let few = self.few;
+        let last = self.options.gpu.as_ref().map(|_| few);
+        sizes.iter().copied().filter(move |&n| n < few).chain(last)
+    }
+
     /// The form for so many tokens.
     pub fn form(&self, tokens: usize, rows: usize, head: Head) -> Form {
-        let sizes = FEW.into_iter().filter(|&n| n < self.few).chain([self.few]);
-        let mut sizes = sizes.filter(|_| self.options.gpu.is_some());
-        Form { few: sizes.find(|&n| tokens.max(rows) <= n), head }
+        Form { few: self.sizes().find(|&n| tokens.max(rows) <= n), head }
     }
 
     /// A program, made when it is asked for first; `None` when another serves as well.

@@ -60,7 +60,8 @@ impl Slots {
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
         // What most requests need is made now, not while they wait.
         let (few, best) = (model.forms.few(), Need::Best(LEAST_BEST));
-        for (tokens, need) in [(few, Need::All), (few, best), (1, best), (bounds.batch, best)] {
+        let sizes = model.forms.sizes().chain([bounds.batch]).map(|n| (n, best));
+        for (tokens, need) in sizes.chain([(few, Need::All)]) {
             programs.ready(tokens, tokens.min(bounds.rows), need)?;
         }
         let per_token = || AlignedBytes::zeroed(bounds.batch * 4);

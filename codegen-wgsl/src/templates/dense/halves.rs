@@ -42,7 +42,7 @@ impl Tile {
         let all = [
             Tile::new(128, 256, 32, (2, 4), 1),
             Tile::new(128, 128, 32, (2, 2), 1),
-            Tile::new(64, 64, 32, (2, 2), 2),
+            Tile::new(64, 64, 64, (2, 2), 1),
         ];
         let stack = dense.stack.as_const().unwrap_or(1).max(1);
         // Fewer tiles than multiprocessors leave some idle.
@@ -67,7 +67,8 @@ impl Tile {
         (self.rows / 16 / self.subgroups.0, self.columns / 16 / self.subgroups.1)
     }
 
-    fn bytes(&self, transposed: bool) -> u32 {
+    /// Bytes of workgroup memory.
+    pub fn bytes(&self, transposed: bool) -> u32 {
         let (x, w) = (self.x(), self.w(transposed));
         self.halves * (x.vectors() + w.vectors()) * 8 + self.invocations() / 32 * SUMS * 4
     }

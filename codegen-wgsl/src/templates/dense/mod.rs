@@ -7,7 +7,7 @@
 //! [`halves`] uses cooperative matrices, [`floats`] sums in registers.
 
 mod floats;
-mod halves;
+pub mod halves;
 
 use aether_ir::{DType, Dim};
 
