@@ -492,8 +492,8 @@ fn misplaced_sequences_fail() {
     let cache = zeros(&[2, 4, 1, 2]);
     let scale = Attrs::new().with("scale", 1.0);
     let table = [
-        ([0, 1, 0], [0, 1, 0], "slot 0 do not stand together"),
-        ([0, 0, 0], [0, 1, 1], "slot 1 do not stand together"),
+        ([0, 1, 0], [0, 1, 0], "tokens 0 and 2 both stand at position 0 of slot 0"),
+        ([0, 0, 0], [0, 1, 1], "tokens 1 and 2 both stand at position 0 of slot 1"),
         ([0, 1, 2], [0, 0, 2], "names slot 2, but there are 2"),
         ([0, 1, 2], [0, 0, -1], "names slot -1"),
         ([2, 3, 4], [0, 0, 0], "more than the context of 4"),
