@@ -70,7 +70,8 @@ fn check_within(
         let site = Site { adapter: &adapter, symbols: &symbols, operands: &operands(bytes.len()) };
         let sizes: Vec<usize> = want.iter().map(|w| w.numel() * 4).collect();
         let launches = product.launches(&site);
-        if !GPU.can_run(&adapter, &launches) {
+        let too_slow = GPU.emulates(&adapter) && tokens as usize * product.k > 1 << 14;
+        if too_slow || !GPU.can_run(&adapter, &launches) {
             continue;
         }
         let found =
